@@ -1,0 +1,164 @@
+"""From a composed config to the objects of a run; shared by the commands, which alone know Hydra."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from segdcn.run_folder import find_checkpoint, run_folder_of
+
+_PACKAGE = Path(__file__).resolve().parent
+# a wheel carries the configs inside the package; in a checkout they lie beside it
+CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir()), ""))
+
+
+def _run_folder(resume: str | None, name: str) -> str:
+    """``resume``'s own run folder, or a new one: runs/<experiment or dataset>/<date_time>."""
+    if not resume:
+        return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        return str(run_folder_of(find_checkpoint(resume)))
+    except FileNotFoundError:
+        return _NOWHERE
+
+
+def _evaluation_folder(checkpoint: str, split: str) -> str:
+    """RUN/evaluation/<checkpoint>_<split>, so that an evaluation never overwrites the run's own figures."""
+    path = Path(checkpoint)
+    return str(run_folder_of(path) / "evaluation" / f"{path.stem}_{split}") if path.is_file() else _NOWHERE
+
+
+# Hydra makes the output folder before a command can look at its options: a path that does not exist is reported
+# by the command in one line, until then the folder is one that nobody has to clean up.
+_NOWHERE = str(Path(tempfile.gettempdir()) / f"segdcn-{os.getpid()}")
+OmegaConf.register_new_resolver("run_folder", _run_folder, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, use_cache=True, replace=True)
+
+
+def build_dataset(config: DictConfig) -> Any:
+    return instantiate(config.dataset, _convert_="all")
+
+
+def build_task(config: DictConfig, dataset: Any) -> Any:
+    """Network, loss and optimisation as one ``SegmentationTask``, with the description its checkpoints carry."""
+    description = {
+        # with its interpolations, so that a run folder can be moved: ${output_dir} is set anew on resume
+        "config": OmegaConf.to_container(config),
+        "class_names": list(dataset.class_names),
+        "palette": [list(colour) for colour in dataset.palette],
+    }
+    network = instantiate(config.model, num_classes=len(dataset.class_names), _convert_="all")
+    return instantiate(config.task, _partial_=True, _convert_="all")(
+        network=network,
+        loss=instantiate(config.loss, _convert_="all"),
+        optimizer=instantiate(config.optimizer, _convert_="all"),
+        schedule=instantiate(config.schedule, _convert_="all"),
+        class_names=dataset.class_names,
+        description=description,
+    )
+
+
+def build_datamodule(config: DictConfig, dataset: Any) -> Any:
+    return instantiate(config.datamodule, _partial_=True, _convert_="all")(dataset=dataset)
+
+
+def build_trainer(config: DictConfig) -> Any:
+    """Lightning's Trainer; callbacks and loggers are the values of their groups, null ones are left out."""
+    parts = {
+        group: [instantiate(part, _convert_="all") for part in (config[group] or {}).values() if part is not None]
+        for group in ("callbacks", "logger")
+    }
+    return instantiate(config.trainer, _partial_=True, _convert_="all")(
+        callbacks=parts["callbacks"], logger=parts["logger"] or False
+    )
+
+
+def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Print a user's error as one line and exit with status 1; the traceback goes to error.txt in the run folder.
+
+    ``HYDRA_FULL_ERROR=1`` shows it instead. Errors that are no user's (a bug) keep their traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapped(config: DictConfig) -> Any:
+        try:
+            return command(config)
+        except Exception as error:
+            cause: BaseException = error
+            while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+                cause = cause.__cause__
+            expected = (
+                isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue)
+                or isinstance(error, InstantiationException)  # an argument that a class does not have
+                or type(cause).__name__ == "TrainingStopped"
+            )
+            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not expected:
+                raise
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if any(folder.iterdir()):
+                (folder / "error.txt").write_text(traceback.format_exc())
+            else:  # nothing was begun
+                folder.rmdir()
+            message = " ".join(str(cause).split())
+            if isinstance(cause, MissingMandatoryValue):
+                message = f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
+            print(f"error: {message}", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapped
+
+
+def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of the run that ``config.resume`` names, from its checkpoint, with this command's overrides.
+
+    Raises: ValueError for an override that chooses another group: a resumed run keeps what it is.
+    """
+    from segdcn.run_folder import load_checkpoint
+
+    checkpoint = find_checkpoint(config.resume)
+    saved = OmegaConf.create(load_checkpoint(checkpoint)["segdcn"]["config"])
+    OmegaConf.set_struct(saved, True)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "resume" or key.startswith("hydra."):
+            continue
+        if key == "output_dir" or not re.fullmatch(r"\w+(\.\w+)*", key) or OmegaConf.is_dict(OmegaConf.select(saved, key)):
+            raise ValueError(
+                f"{override} cannot be changed when a run is resumed, only single values such as trainer.max_epochs=20"
+            )
+        try:
+            saved.merge_with_dotlist([override])
+        except OmegaConfBaseException as error:
+            raise ValueError(f"{override} does not fit the config of {checkpoint}: {str(error).splitlines()[0]}") from error
+    saved.resume = str(checkpoint)
+    return saved
+
+
+def quiet_libraries() -> None:
+    """Leave out what a newcomer can do nothing about; warnings that concern a run still show."""
+    import pytorch_lightning  # noqa: F401  (its import sets the level that is changed here)
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
+        ".*does not have many workers.*",  # the recipes choose num_workers
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,22 @@
+"""Data sets, and the batches made of them: files -> (image, label) -> augmentation -> batches."""
+
+from typing import TYPE_CHECKING, Any
+
+from segdcn.data.camvid import CamVid
+from segdcn.data.dataset import Sample
+from segdcn.data.folder import ImageFolder
+from segdcn.data.shapes import Shapes
+
+if TYPE_CHECKING:
+    from segdcn.data.datamodule import SegmentationDataModule
+
+__all__ = ["CamVid", "ImageFolder", "Sample", "SegmentationDataModule", "Shapes"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: who only reads files need not wait seconds for Lightning and albumentations.
+    if name == "SegmentationDataModule":
+        from segdcn.data.datamodule import SegmentationDataModule
+
+        return SegmentationDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

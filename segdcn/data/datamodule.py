@@ -1,0 +1,253 @@
+"""Batches for Lightning that repeat and resume bit for bit, with any number of workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset
+from segdcn.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EvalTransform,
+    TrainTransform,
+    single_threaded_worker,
+)
+
+
+class Item(TypedDict):
+    """One sample as tensors; a batch stacks them, with "name" a list of N strings.
+
+    Shape: image float32 (3, H, W), normalised; label int64 (H, W).
+    """
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """The order of training: epoch after epoch a fresh permutation of all images, cut into batches.
+
+    It yields batches of (epoch, index). Which batch comes next is a function of the number of batches already
+    trained, so a run continues where its checkpoint stopped. Images that do not fill the last batch of an
+    epoch are left out of that epoch.
+
+    Args:
+        size: images in the split.
+        batch_size: images per batch and process.
+        rank, world_size: this process and the number of processes, which share each global batch out.
+        position: returns how many batches each process has trained so far; asked at each start of an epoch.
+
+    Raises:
+        ValueError: the images do not fill one batch on each process.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        position: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.position = position
+        if len(self) == 0:
+            raise ValueError(
+                f"the train split holds {size} images, fewer than one batch of {batch_size} on each of"
+                f" {world_size} device(s): lower batch_size or add images"
+            )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, per process."""
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        start = self.position()
+        # The first epoch after a resume starts in the middle and Lightning ends it; nobody reads to its end.
+        for number in range(start, start + len(self)):
+            epoch, batch = divmod(number, len(self))
+            if batch == 0 or number == start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.size)
+            shared = order[batch * self.batch_size * self.world_size :][: self.batch_size * self.world_size]
+            yield [(epoch, int(index)) for index in shared[self.rank :: self.world_size]]
+
+
+class EvaluationOrder(Sampler[tuple[int, bool]]):
+    """Every image once over all processes, in order, and equally many items for each process.
+
+    It yields (index, padding): padding repeats an image that must not count.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.size, self.rank, self.world_size = size, rank, world_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, bool]]:
+        for number in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield number % self.size, number >= self.size
+
+
+class TrainItems(Dataset[Item]):
+    """Augmented samples; the augmentation depends on (seed, epoch, index) alone, never on the worker."""
+
+    def __init__(self, samples: Sequence[Sample], transform: TrainTransform, seed: int) -> None:
+        self.samples, self.transform, self.seed = samples, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        image, label, name = self.samples[index]
+        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0])
+        image_tensor, label_tensor = self.transform(image, label, seed)
+        return {"image": image_tensor, "label": label_tensor, "name": name}
+
+
+class EvalItems(Dataset[Item]):
+    """Whole images; the label of a padding item is all 255, so that no metric and no loss counts it."""
+
+    def __init__(self, samples: Sequence[Sample], transform: EvalTransform) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __getitem__(self, key: tuple[int, bool]) -> Item:
+        index, padding = key
+        image, label, name = self.samples[index]
+        image_tensor, label_tensor = self.transform(image, label)
+        if padding:
+            label_tensor.fill_(IGNORE_INDEX)
+        return {"image": image_tensor, "label": label_tensor, "name": name}
+
+
+class SegmentationDataModule(pl.LightningDataModule):
+    """A data set's splits as batches {"image", "label", "name"}.
+
+    The Trainer must be made with `use_distributed_sampler=False`: this module shares the images out.
+
+    Args:
+        batch_size: training images per device.
+        crop_size, scale, flip, photometric, mean, std: see `TrainTransform`.
+        eval_batch_size: images per device in validation and test, which see whole images; more than 1 needs
+            images of one size.
+        num_workers: loading processes per device and split; the batches are the same for any number.
+        seed: of the order and the augmentation.
+
+    Raises:
+        ValueError: a value out of range; from the loaders, a missing split or one smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        batch_size: int,
+        crop_size: Sequence[int],
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        photometric: float = 0.0,
+        eval_batch_size: int = 1,
+        num_workers: int = 2,
+        seed: int = 0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or eval_batch_size < 1:
+            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size} (evaluation)")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std)
+        self.eval_transform = EvalTransform(mean, std)
+        self._batches_in_checkpoint = 0
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Augmented batches of the train split, from where the trainer stands; without a trainer, epoch 0."""
+        if getattr(self.trainer, "overfit_batches", None):
+            raise ValueError("trainer.overfit_batches would replace the order of training: use a small data set")
+        samples = self.dataset.split("train")
+        rank, world_size = self._process()
+        batches = TrainBatches(len(samples), self.batch_size, self.seed, rank, world_size, self._trained_batches)
+        items = TrainItems(samples, self.train_transform, self.seed)
+        return _ResumableLoader(items, batch_sampler=batches, **self._loading())
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """The whole images of the val split, in order."""
+        return self._eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """The whole images of the test split, in order."""
+        return self._eval_dataloader("test")
+
+    def _eval_dataloader(self, split: str) -> DataLoader[Item]:
+        samples = self.dataset.split(split)
+        items = EvalItems(samples, self.eval_transform)
+        order = EvaluationOrder(len(samples), *self._process())
+        return DataLoader(items, self.eval_batch_size, sampler=order, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": single_threaded_worker,
+            "collate_fn": _collate,
+            "pin_memory": torch.cuda.is_available(),
+            # Without its own generator a loader draws from the global one each time it is iterated.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _trained_batches(self) -> int:
+        """Batches that this run has trained, counted over all its epochs and resumes.
+
+        The trainer's total is the one counter that holds at every kind of checkpoint; its epochs are counted
+        once too many when a run with `max_steps` resumes at an epoch's end. But the loader may be made, and
+        prefetch, before the trainer restores that counter (a schedule that asks for
+        `estimated_stepping_batches` does it): hence the copy in this module's own state, restored earlier.
+        """
+        if self.trainer is None:
+            return 0
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total  # its type lacks `processed`
+        return max(self._batches_in_checkpoint, int(total.processed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning writes this into each checkpoint."""
+        return {"trained_batches": self._trained_batches()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning calls this before the network and its optimizers are set up."""
+        self._batches_in_checkpoint = state_dict["trained_batches"]
+
+    def teardown(self, stage: str) -> None:
+        """Forget the checkpoint: the next fit may be a new run."""
+        self._batches_in_checkpoint = 0
+
+
+class _ResumableLoader(DataLoader[Item]):
+    """A loader that Lightning knows to resume; its state is the trainer's own count of batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+def _collate(items: list[Item]) -> Any:
+    if len({item["image"].shape for item in items}) > 1:
+        sizes = ", ".join(f"{item['name']} {'x'.join(map(str, item['image'].shape[1:]))}" for item in items)
+        raise DataError(f"images of different size cannot share a batch ({sizes}): set eval_batch_size=1")
+    return default_collate(items)

@@ -1,0 +1,114 @@
+"""The embedded data set: generated in code from a seed, no files, no download.
+
+Every object is one of five kinds that share colours and texture and differ in outline alone; each is rotated,
+scaled by up to three times, stretched and warped non-rigidly. To name a pixel inside an object, a network has to
+reach the outline around it, wherever that lies: geometry is what there is to learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segdcn.data.dataset import Sample
+
+SIZE = 96
+SPLITS = ("train", "val", "test")
+
+
+class Shapes:
+    """Images of 96x96 pixels with one to three objects over texture and clutter; class 0 is the background.
+
+    The splits are drawn from random streams of their own, (seed, split, index), so they have no image in common
+    and the first images of a split stay the same whatever the split's size.
+    """
+
+    class_names: Sequence[str] = ("background", "disc", "ring", "cross", "star", "crescent")
+    palette: Sequence[tuple[int, int, int]] = (
+        (40, 40, 48),
+        (230, 97, 1),
+        (94, 60, 153),
+        (26, 152, 80),
+        (253, 200, 50),
+        (69, 160, 220),
+    )
+
+    def __init__(
+        self, train_images: int = 1600, val_images: int = 400, test_images: int = 400, seed: int = 0
+    ) -> None:
+        self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.seed = seed
+        self._samples: dict[str, list[Sample]] = {}
+
+    def split(self, name: str) -> Sequence[Sample]:
+        """The samples of ``train``, ``val`` or ``test``, drawn once (some 2 ms each) and then kept in memory."""
+        if name not in SPLITS:
+            raise ValueError(f"shapes has the splits {', '.join(SPLITS)}, not {name!r}")
+        if name not in self._samples:
+            self._samples[name] = [self._draw(name, index) for index in range(self.sizes[name])]
+        return self._samples[name]
+
+    def _draw(self, split: str, index: int) -> Sample:
+        rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
+        image = _texture(rng, DARK)
+        for _ in range(rng.integers(1, 4)):
+            _draw_line(rng, image)
+        label = np.zeros((SIZE, SIZE), np.uint8)
+        for _ in range(rng.integers(1, 3)):
+            kind = int(rng.integers(1, len(self.class_names)))
+            inside = _silhouette(rng, kind)
+            image[inside] = _texture(rng, BRIGHT)[inside]
+            label[inside] = kind
+        image = cv2.GaussianBlur(image, (3, 3), 0.6) + rng.normal(0, 6, image.shape).astype(np.float32)
+        return Sample(image.clip(0, 255).astype(np.uint8), label, f"{split}_{index:04d}")
+
+
+def _texture(rng: np.random.Generator, levels: tuple[float, float]) -> NDArray[np.float32]:
+    """A random colour with soft blotches."""
+    colour = rng.uniform(*levels, 3)
+    blotches = _smooth_noise(rng, cells=int(rng.integers(3, 12)))
+    return (colour + 15 * blotches[..., None] * rng.uniform(0.3, 1, 3)).astype(np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int) -> NDArray[np.float32]:
+    coarse = rng.normal(0, 1, (cells, cells)).astype(np.float32)
+    return np.asarray(cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), np.float32)
+
+
+def _draw_line(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
+    start, end = rng.integers(0, SIZE, (2, 2)).tolist()
+    cv2.line(image, start, end, rng.uniform(20, 230, 3).tolist(), int(rng.integers(1, 3)), cv2.LINE_AA)
+
+
+def _silhouette(rng: np.random.Generator, kind: int) -> NDArray[np.bool_]:
+    """The pixels of one object: its outline in unit coordinates, seen through a random non-rigid warp."""
+    radius = np.exp(rng.uniform(np.log(RADIUS[0]), np.log(RADIUS[1])))
+    centre_y, centre_x = rng.uniform(0.15 * SIZE, 0.85 * SIZE, 2)
+    angle, stretch = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.35, 0.35))
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    y, x = (y - centre_y) / radius, (x - centre_x) / radius
+    y = y + WARP * _smooth_noise(rng, cells=5)
+    x = x + WARP * _smooth_noise(rng, cells=5)
+    u = (np.cos(angle) * x + np.sin(angle) * y) * stretch
+    v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
+    distance = np.hypot(u, v)
+    if kind == 1:
+        inside = distance < 0.85
+    elif kind == 2:
+        inside = (distance > 0.5) & (distance < 1)
+    elif kind == 3:
+        inside = (np.minimum(np.abs(u), np.abs(v)) < 0.3) & (np.maximum(np.abs(u), np.abs(v)) < 1)
+    elif kind == 4:
+        inside = distance < 0.65 + 0.4 * np.cos(5 * np.arctan2(v, u))
+    else:
+        inside = (distance < 1) & (np.hypot(u - 0.55, v) > 0.75)
+    return np.asarray(inside)
+
+
+RADIUS = (10.0, 36.0)
+WARP = 0.12
+DARK = (20.0, 100.0)
+BRIGHT = (130.0, 230.0)

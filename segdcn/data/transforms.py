@@ -1,0 +1,137 @@
+"""From a sample to tensors; the only file that knows albumentations (its seeds, fills, dtypes, warnings)."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdcn.data.dataset import IGNORE_INDEX, Array
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for its version
+import albumentations as A  # type: ignore[import-untyped]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MIN_CROP = 32
+
+
+class TrainTransform:
+    """Random scale, crop, horizontal flip and colours, then normalisation and padding.
+
+    Where the scaled image is smaller than the crop it is padded at a random position: the image with the mean
+    colour (0 after normalisation), the label with 255.
+
+    Args:
+        crop_size: (height, width) of the output in pixels, at least 32 each.
+        scale: (lowest, highest) factor of the image size, drawn uniformly.
+        flip: probability of a horizontal flip.
+        photometric: strength s in 0..1 of the colour changes, 0 for none: brightness, contrast and saturation
+            are multiplied by 1-s to 1+s, and the hue is turned by up to s/5 of the colour circle.
+        mean, std: per RGB channel, for pixel values in 0..1.
+    """
+
+    def __init__(
+        self,
+        crop_size: Sequence[int],
+        scale: Sequence[float] = (0.5, 2.0),
+        flip: float = 0.5,
+        photometric: float = 0.0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if len(crop_size) != 2 or min(crop_size) < MIN_CROP:
+            raise ValueError(f"crop_size must be (height, width) of at least {MIN_CROP}, got {tuple(crop_size)}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be (lowest, highest) with 0 < lowest <= highest, got {tuple(scale)}")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability in 0..1, got {flip}")
+        if not 0 <= photometric <= 1:
+            raise ValueError(f"photometric must be a strength in 0..1, got {photometric}")
+        height, width = crop_size
+        factors = (1 - photometric, 1 + photometric)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # albumentations only warns about argument names that it does not know
+            steps: list[A.BasicTransform] = [
+                _RandomScaledCrop((height, width), (scale[0], scale[1])),
+                A.HorizontalFlip(p=flip),
+                A.Normalize(mean=tuple(mean), std=tuple(std)),
+                A.PadIfNeeded(height, width, position="random", fill=0, fill_mask=IGNORE_INDEX),
+            ]
+            if photometric:
+                hue = (-photometric / 5, photometric / 5)
+                steps.insert(2, A.ColorJitter(factors, factors, factors, hue, p=1.0))
+            self.pipeline = A.Compose(steps)
+
+    def __call__(self, image: Array, label: Array, seed: int) -> tuple[Tensor, Tensor]:
+        """Transform one sample; the result depends on the arguments alone.
+
+        Shape: (H, W, 3), (H, W) uint8 -> float32 (3, crop_h, crop_w), int64 (crop_h, crop_w).
+        """
+        # Not Compose.set_random_seed: it gives each step a generator of its own with the same seed, so that
+        # for example the flip would follow from the scale.
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = self.pipeline(image=image, mask=label)
+        return _to_tensors(result["image"], result["mask"])
+
+
+class EvalTransform:
+    """Normalisation only: the whole image at its native size."""
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        self.normalize = A.Normalize(mean=tuple(mean), std=tuple(std))
+
+    def __call__(self, image: Array, label: Array) -> tuple[Tensor, Tensor]:
+        """Shape: (H, W, 3), (H, W) uint8 -> float32 (3, H, W), int64 (H, W)."""
+        return _to_tensors(self.normalize(image=image)["image"], label)
+
+
+def single_threaded_worker(worker_id: int) -> None:
+    """DataLoader's `worker_init_fn`: parallel workers must not start OpenCV threads of their own as well."""
+    cv2.setNumThreads(0)
+
+
+class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
+    """Scale by a random factor, then cut a random window of the crop's size; a smaller side stays whole.
+
+    Done the other way round, which costs less and gives the same distribution: cut, then resize.
+    """
+
+    def __init__(self, crop_size: tuple[int, int], scale: tuple[float, float]) -> None:
+        super().__init__(p=1.0)
+        self.crop_size = crop_size
+        self.scale = scale
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        factor = self.py_random.uniform(*self.scale)
+        window, size = [], []
+        for crop_side, side in zip(self.crop_size, params["shape"][:2], strict=True):
+            target = max(1, min(crop_side, round(factor * side)))
+            source = max(1, min(side, round(target / factor)))
+            start = self.py_random.randint(0, side - source)
+            window.append(slice(start, start + source))
+            size.append(target)
+        return {"window": tuple(window), "size": tuple(size)}
+
+    def apply(self, img: Array, window: tuple[slice, slice], size: tuple[int, int], **params: Any) -> Array:
+        return _resize(img[window], size, cv2.INTER_LINEAR)
+
+    def apply_to_mask(self, mask: Array, window: tuple[slice, slice], size: tuple[int, int], **params: Any) -> Array:
+        return _resize(mask[window], size, cv2.INTER_NEAREST_EXACT)  # INTER_NEAREST is half a pixel off
+
+
+def _resize(array: Array, size: tuple[int, int], interpolation: int) -> Array:
+    height, width = size
+    return cv2.resize(array, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
+
+
+def _to_tensors(image: np.ndarray[Any, np.dtype[np.float32]], label: Array) -> tuple[Tensor, Tensor]:
+    channels_first = np.ascontiguousarray(image.transpose(2, 0, 1))
+    return torch.from_numpy(channels_first), torch.from_numpy(np.ascontiguousarray(label)).long()

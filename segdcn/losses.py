@@ -1,0 +1,97 @@
+"""The training loss. Legend: N batch, K classes, H x W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentationLoss(nn.Module):
+    """Cross-entropy per labelled pixel, averaged over the labelled pixels of the batch.
+
+    Computed in float32 even when the logits come from an autocast region in half precision.
+    A batch without a labelled pixel gives 0 and zero gradients, never NaN.
+
+    Args:
+        ignore_index: label of pixels that do not count.
+        class_weights: one factor per class; the mean is divided by the weights of the pixels that count.
+        label_smoothing: share of the target spread evenly over all classes, 0 <= value < 1.
+        ohem_fraction: online hard example mining: keep only this share of the labelled pixels, those with
+            the largest loss, but at least one (Shrivastava et al. 2016, per pixel).
+
+    Shape: logits (N, K, H, W), label int64 (N, H, W) -> scalar.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        ohem_fraction: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        if ohem_fraction is not None and not 0.0 < ohem_fraction <= 1.0:
+            raise ValueError(
+                f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}"
+            )
+        if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
+            raise ValueError(f"class_weights must be finite and not negative, got {list(class_weights)}")
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.ohem_fraction = ohem_fraction
+        weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
+        # Not persistent: the weights are a setting, and a checkpoint must load under other settings.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        self._check_shapes(logits, label)
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+
+        # No reduction: torch's own mean is NaN without labelled pixels and not deterministic on CUDA.
+        pixel_losses = F.cross_entropy(
+            logits,
+            label,
+            weight=weights,
+            ignore_index=self.ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )  # (N, H, W), 0 where ignored
+        valid = label != self.ignore_index
+        if weights is None:
+            pixel_weights = valid.to(logits.dtype)
+        else:
+            pixel_weights = torch.where(valid, weights[label.where(valid, 0)], 0)
+
+        if self.ohem_fraction is not None:
+            pixel_losses, pixel_weights = self._hardest(pixel_losses[valid], pixel_weights[valid])
+        total_weight = pixel_weights.sum()
+        return pixel_losses.sum() / total_weight.where(total_weight > 0, 1)
+
+    def _hardest(self, pixel_losses: Tensor, pixel_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The hardest share of the labelled pixels, (M,) -> (M',) each."""
+        assert self.ohem_fraction is not None
+        count = len(pixel_losses)
+        kept = min(count, max(1, round(self.ohem_fraction * count)))
+        hardest = pixel_losses.topk(kept, sorted=False).indices
+        return pixel_losses[hardest], pixel_weights[hardest]
+
+    def _check_shapes(self, logits: Tensor, label: Tensor) -> None:
+        if logits.ndim != 4 or label.shape != (len(logits), *logits.shape[2:]):
+            raise ValueError(
+                "the loss needs logits (N, K, H, W) and a label (N, H, W) of the same size,"
+                f" got {tuple(logits.shape)} and {tuple(label.shape)}"
+            )
+        if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} values, but the network predicts"
+                f" {logits.shape[1]} classes: give one weight per class"
+            )

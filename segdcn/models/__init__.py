@@ -1,0 +1,22 @@
+"""Segmentation networks: backbones, heads, their assembly, and deformable layers for any network."""
+
+from segdcn.models.backbones import BACKBONES, Backbone, Features, build_backbone
+from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvision_deeplabv3
+from segdcn.models.deformable import deformable_layers, make_deformable
+from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead
+
+__all__ = [
+    "BACKBONES",
+    "ASPPHead",
+    "Backbone",
+    "DeepLab",
+    "Deform",
+    "Features",
+    "PaperHead",
+    "V3PlusHead",
+    "build_backbone",
+    "build_deeplab",
+    "deformable_layers",
+    "from_torchvision_deeplabv3",
+    "make_deformable",
+]

@@ -1,0 +1,140 @@
+"""DeepLab: backbone -> head -> logits at the size of the image.
+
+Legend: N batch, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
+
+from segdcn.models.backbones import Backbone, build_backbone
+from segdcn.models.deformable import make_deformable
+from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
+
+HEADS = ("paper", "aspp", "v3plus")
+
+
+class DeepLab(nn.Module):
+    """A semantic segmentation network; ``auxiliary`` scores the features before the last stage, for training.
+
+    Shape: image (N, 3, H, W), normalised -> logits (N, K, H, W); with_auxiliary=True -> (logits, auxiliary
+    logits of the same shape, or None where the network has no auxiliary head).
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.auxiliary = auxiliary
+
+    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
+        size = image.shape[-2:]
+        features = self.backbone(image)
+        logits = resize(self.head(features), size)
+        if not with_auxiliary:
+            return logits
+        return logits, None if self.auxiliary is None else resize(self.auxiliary(features.middle), size)
+
+
+@dataclass(frozen=True)
+class Deform:
+    """Which layers are deformable, and how.
+
+    layers: how many of the backbone's last 3x3 convolutions.
+    modulated: with a mask per kernel point (Zhu et al. 2019).
+    offset_groups: groups of input channels that have offsets of their own.
+    lr_mult: factor on the learning rate of the offset branches; only the optimiser's parameter groups read
+    it, the network does not.
+    """
+
+    layers: int = 0
+    modulated: bool = False
+    offset_groups: int = 1
+    lr_mult: float = 0.1
+
+
+def build_deeplab(
+    backbone: str,
+    head: str,
+    num_classes: int,
+    output_stride: int = 16,
+    weights: str | None = None,
+    deform: Deform | None = None,
+    head_channels: int | None = None,
+    auxiliary: bool = False,
+    torchvision_dilation: bool = False,
+) -> DeepLab:
+    """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
+
+    backbone, output_stride, weights, torchvision_dilation: see ``build_backbone``.
+    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
+    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
+
+    Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
+    """
+    deform = deform or Deform()
+    if head not in HEADS:
+        raise ValueError(f"head must be paper, aspp or v3plus, got {head!r}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
+    if head_channels is not None and head_channels < 1:
+        raise ValueError(f"head_channels must be positive, got {head_channels}")
+    if deform.layers < 0 or deform.offset_groups < 1:
+        raise ValueError(
+            "deform.layers must be 0 or more and deform.offset_groups 1 or more, "
+            f"got {deform.layers} and {deform.offset_groups}"
+        )
+
+    body = build_backbone(backbone, output_stride, weights, torchvision_dilation)
+    if deform.layers > 0:
+        make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
+    classify: nn.Module
+    if head == "paper":
+        classify = PaperHead(body.out_channels, num_classes, head_channels or 1024)
+    elif head == "aspp":
+        classify = ASPPHead(body.out_channels, num_classes, output_stride, head_channels or 256)
+    else:
+        classify = V3PlusHead(
+            body.out_channels, body.low_level_channels, num_classes, output_stride, head_channels or 256
+        )
+    return DeepLab(body, classify, FCNHead(body.middle_channels, num_classes) if auxiliary else None)
+
+
+def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's deeplabv3_resnet50 or 101 state dict under the names of the same network here.
+
+    | torchvision      | here              |                                       |
+    |------------------|-------------------|---------------------------------------|
+    | backbone.*       | backbone.*        |                                       |
+    | classifier.0.*   | head.aspp.*       | pyramid pooling                       |
+    | classifier.1.*   | head.fuse.0.*     | 3x3 convolution                       |
+    | classifier.2.*   | head.fuse.1.*     | its batch norm                        |
+    | classifier.4.*   | head.classifier.* |                                       |
+    | aux_classifier.* | auxiliary.*       | only where the file has one           |
+
+    The network that it fits, with equal logits: ``build_deeplab("resnet50", "aspp", num_classes=21,
+    output_stride=8, auxiliary=True, torchvision_dilation=True)``. Make layers deformable after loading.
+
+    Raises: ValueError for a name that is not of such a network.
+    """
+    names = {
+        "backbone.": "backbone.",
+        "classifier.0.": "head.aspp.",
+        "classifier.1.": "head.fuse.0.",
+        "classifier.2.": "head.fuse.1.",
+        "classifier.4.": "head.classifier.",
+        "aux_classifier.": "auxiliary.",
+    }
+    renamed = {}
+    for key, value in state_dict.items():
+        old = next((prefix for prefix in names if key.startswith(prefix)), None)
+        if old is None:
+            raise ValueError(
+                f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101"
+            )
+        renamed[names[old] + key.removeprefix(old)] = value
+    return renamed

@@ -1,0 +1,66 @@
+"""Deformable layers as a change of a built network."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segdcn.ops import DeformConv2d
+
+
+def make_deformable(
+    network: nn.Module, last: int = 3, modulated: bool = False, offset_groups: int = 1
+) -> list[str]:
+    """Make the last 3x3 convolutions of a network deformable, in place; return their names in network order.
+
+    They keep their weights, and the network computes the same function until the offset branches are trained.
+    "Last" is in the order in which the network defines its modules, which for torchvision's and most other
+    networks is that of execution; in a ResNet-101, 3 are layer4[0..2].conv2 and 6 are layer3[20..22].conv2
+    too, as in the paper. Of a network with a submodule ``backbone`` only that is searched, not its heads.
+    Layers that are deformable already are passed over: a second call goes on where the first ended.
+
+    Raises: ValueError, before anything is changed, when fewer than ``last`` are there, when one of them is no
+    plain zero-padded ``nn.Conv2d``, or when ``offset_groups`` does not divide its input channels.
+    Source: Dai et al. 2017, section 4.2 and table 1; modulated: Zhu et al. 2019.
+    """
+    backbone = getattr(network, "backbone", None)
+    searched, prefix = (backbone, "backbone.") if isinstance(backbone, nn.Module) else (network, "")
+    found = _convolutions_3x3(searched)
+    if not 0 <= last <= len(found):
+        raise ValueError(
+            f"cannot make the last {last} 3x3 convolutions deformable: the network has {len(found)} that are "
+            f"not yet; ask for 0 to {len(found)} (model.deform.layers)"
+        )
+    chosen = found[len(found) - last :]
+    replacement = {conv: _deformed(prefix + name, conv, modulated, offset_groups) for name, conv in chosen}
+    for parent in list(searched.modules()):
+        for attribute, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child in replacement:
+                setattr(parent, attribute, replacement[child])
+    return [prefix + name for name, _ in chosen]
+
+
+def deformable_layers(network: nn.Module) -> dict[str, DeformConv2d]:
+    """The deformable layers of a network by name, in network order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, DeformConv2d)}
+
+
+def _convolutions_3x3(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
+    """The 3x3 convolutions in definition order, without the offset branches of deformable layers."""
+    branches = {part for layer in deformable_layers(network).values() for part in layer.modules()}
+    return [
+        (name, module)
+        for name, module in network.named_modules()
+        if name and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module not in branches
+    ]
+
+
+def _deformed(name: str, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> DeformConv2d:
+    # A subclass may compute something else: other padding (timm's Conv2dSame), standardised weights, ...
+    if type(conv) is not nn.Conv2d:
+        raise ValueError(
+            f"cannot make {name} deformable: it is a {type(conv).__name__}, not a plain nn.Conv2d"
+        )
+    try:
+        return DeformConv2d.from_conv(conv, modulated=modulated, offset_groups=offset_groups)
+    except ValueError as error:
+        raise ValueError(f"cannot make {name} deformable: {error}") from error

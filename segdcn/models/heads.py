@@ -1,0 +1,142 @@
+"""Heads: from the backbone's features to class scores, each at its own stride.
+
+Legend: N batch, C channels, h x w feature pixels, K classes. Every head maps Features to (N, K, h, w).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from segdcn.models.backbones import Features
+
+ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+
+
+def resize(x: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear, to an exact size, align_corners=False: the only resize of the networks."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class PaperHead(nn.Module):
+    """The head of the deformable DeepLab: no context module, so that the deformation's effect stands alone.
+
+    Shape: high (N, C, h, w) -> (N, K, h, w).
+    Source: Dai et al. 2017, section 2.3; initial values N(0, 0.01) as in the authors' code.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, channels: int = 1024) -> None:
+        super().__init__()
+        self.fc6 = nn.Conv2d(in_channels, channels, 1)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        for name, parameter in self.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
+
+    def forward(self, features: Features) -> Tensor:
+        logits: Tensor = self.classifier(F.relu(self.fc6(features.high)))
+        return logits
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: a 1x1, three dilated 3x3 and, optionally, the mean of the whole map.
+
+    Shape: (N, C, h, w) -> (N, channels, h, w).
+    Raises: ValueError when it trains on a batch of one image, whose pooled vector has no batch statistics.
+    Source: Chen et al. 2017 (DeepLabv3), section 3.3; module names and dropout as in torchvision.
+    """
+
+    def __init__(
+        self, in_channels: int, rates: tuple[int, ...], channels: int = 256, image_pooling: bool = True
+    ) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([_conv_bn_relu(in_channels, channels, 1)])
+        self.convs.extend(_conv_bn_relu(in_channels, channels, 3, rate) for rate in rates)
+        if image_pooling:
+            self.convs.append(ImagePooling(in_channels, channels))
+        self.project = nn.Sequential(*_conv_bn_relu(len(self.convs) * channels, channels, 1), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        context: Tensor = self.project(torch.cat([conv(x) for conv in self.convs], dim=1))
+        return context
+
+
+class ImagePooling(nn.Sequential):
+    """The mean of the map through a 1x1 convolution, spread over the map again."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(in_channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self[2]
+        if len(x) == 1 and isinstance(norm, nn.BatchNorm2d) and norm.training:
+            raise ValueError(
+                "image pooling cannot train on a batch of one image: use a batch size of 2 or more"
+            )
+        size = x.shape[-2:]
+        for layer in self:
+            x = layer(x)
+        return resize(x, size)
+
+
+class ASPPHead(nn.Module):
+    """The head of DeepLabv3: ASPP, one 3x3 convolution, classifier. The rates follow the output stride.
+
+    Shape: high (N, C, h, w) -> (N, K, h, w).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, output_stride: int, channels: int = 256) -> None:
+        super().__init__()
+        self.aspp = ASPP(in_channels, ASPP_RATES[output_stride], channels)
+        self.fuse = _conv_bn_relu(channels, channels, 3)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Features) -> Tensor:
+        logits: Tensor = self.classifier(self.fuse(self.aspp(features.high)))
+        return logits
+
+
+class V3PlusHead(nn.Module):
+    """The encoder-decoder head of DeepLabv3+: ASPP context joined with fine features of stride 4.
+
+    channels: of the ASPP and the decoder; fewer make it lighter. The fine features are reduced to 48.
+    image_pooling: the published Cityscapes networks go without.
+
+    Shape: low (N, C_low, H/4, W/4), high (N, C, h, w) -> (N, K, H/4, W/4).
+    Source: Chen et al. 2018 (DeepLabv3+), section 3.1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        low_level_channels: int,
+        num_classes: int,
+        output_stride: int,
+        channels: int = 256,
+        image_pooling: bool = True,
+    ) -> None:
+        super().__init__()
+        self.aspp = ASPP(in_channels, ASPP_RATES[output_stride], channels, image_pooling)
+        self.reduce = _conv_bn_relu(low_level_channels, 48, 1)
+        self.fuse = nn.Sequential(
+            _conv_bn_relu(channels + 48, channels, 3), _conv_bn_relu(channels, channels, 3)
+        )
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Features) -> Tensor:
+        fine = self.reduce(features.low)
+        context = resize(self.aspp(features.high), fine.shape[-2:])
+        logits: Tensor = self.classifier(self.fuse(torch.cat([context, fine], dim=1)))
+        return logits
+
+
+def _conv_bn_relu(in_channels: int, channels: int, kernel_size: int, rate: int = 1) -> nn.Sequential:
+    padding = rate * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=padding, dilation=rate, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,237 @@
+"""Deformable convolution: the function with its two backends, and the layer with its own offset branch.
+
+Legend: N batch, C channels, H x W input map, Ho x Wo output map, K = kh * kw kernel points, G offset groups.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+
+from segdcn.ops.sampling import bilinear_corners, kernel_points
+
+Backend = Literal["auto", "gather", "torchvision"]
+IntPair = int | tuple[int, int]
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntPair = 1,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    mask: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Convolution whose kernel points are moved by ``offset``; signature and results as torchvision's.
+
+    Shape: input (N, C, H, W), offset (N, 2GK, Ho, Wo) in pixels of the input map, interleaved (dy, dx),
+    weight (C_out, C / groups, kh, kw), mask (N, GK, Ho, Wo) -> (N, C_out, Ho, Wo).
+    A sample that is not finite or lies a pixel or more outside the map contributes zero.
+
+    Raises: ValueError when a shape does not fit, before any kernel runs.
+    Source: Dai et al. 2017, section 2.1; mask: Zhu et al. 2019, section 3.2.
+    """
+    stride, padding, dilation = _two(stride), _two(padding), _two(dilation)
+    _check_shapes(input, offset, weight, stride, padding, dilation, mask)
+    if backend == "auto":
+        backend = _faster_backend(input)
+    if backend == "gather":
+        return _gather(input, offset, weight, bias, stride, padding, dilation, mask)
+    if backend == "torchvision":
+        # A NaN offset ends the process in torchvision's CPU kernel; this far outside it contributes zero.
+        offset = torch.nan_to_num(offset, nan=-1e4, posinf=-1e4, neginf=-1e4)
+        with torch.autocast(input.device.type, enabled=False):  # no bf16 kernel on a CPU, fp32 island on CUDA
+            dtype = torch.promote_types(input.dtype, torch.float32)
+            tensors = [None if t is None else t.to(dtype) for t in (input, offset, weight, bias, mask)]
+            x, o, w, b, m = tensors
+            return torchvision.ops.deform_conv2d(x, o, w, b, stride, padding, dilation, m).to(input.dtype)
+    raise ValueError(f"backend must be auto, gather or torchvision, got {backend!r}")
+
+
+def _faster_backend(input: Tensor) -> Backend:
+    """On a CPU the gather backend is several times faster (README, "Speed"); exports need the standard operator."""
+    if input.device.type != "cpu" or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        return "torchvision"
+    return "gather"
+
+
+def _gather(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None,
+) -> Tensor:
+    """Rows of a channels-last view, gathered and summed with bilinear weights, then one matrix product."""
+    n, channels, height, width = input.shape
+    channels_out, channels_per_group, kernel_h, kernel_w = weight.shape
+    k, groups = kernel_h * kernel_w, channels // channels_per_group
+    out_h, out_w = offset.shape[-2:]
+    y, x = kernel_points(offset, (kernel_h, kernel_w), stride, padding, dilation)
+    offset_groups = y.shape[1]
+    # (N, Ho, Wo, K, G): the order in which the matrix product reads the samples
+    y, x = y.permute(0, 3, 4, 2, 1), x.permute(0, 3, 4, 2, 1)
+    index, corner = bilinear_corners(y, x, height, width)
+    if mask is not None:
+        corner = corner * mask.to(corner.dtype).view(n, offset_groups, k, out_h, out_w).permute(0, 3, 4, 2, 1)[..., None]
+    image = torch.arange(n, device=input.device).view(n, 1, 1, 1, 1, 1) * (height * width)
+    group = torch.arange(offset_groups, device=input.device).view(-1, 1)
+    rows = input.permute(0, 2, 3, 1).reshape(n * height * width * offset_groups, channels // offset_groups)
+    index = ((index + image) * offset_groups + group).view(-1, 4)
+    # embedding_bag wants equal dtypes: under autocast the features may be half precision, the weights are not
+    samples = F.embedding_bag(index, rows, mode="sum", per_sample_weights=corner.reshape(-1, 4).to(rows.dtype))
+    positions = n * out_h * out_w
+    if groups == 1:
+        output = samples.view(positions, k * channels) @ weight.permute(2, 3, 1, 0).reshape(k * channels, -1).to(
+            samples.dtype
+        )
+    elif channels_per_group == 1 and channels_out == channels:  # depthwise: a weighted sum
+        kernel = weight.view(channels, k).t().to(samples.dtype)
+        output = torch.einsum("pkc,kc->pc", samples.view(positions, k, channels), kernel)
+    else:
+        columns = samples.view(positions, k, groups, channels_per_group)
+        kernel = weight.view(groups, channels_out // groups, channels_per_group, k).to(samples.dtype)
+        output = torch.einsum("pkgc,gock->pgo", columns, kernel).reshape(positions, channels_out)
+    if bias is not None:
+        output = output + bias.to(output.dtype)
+    return output.view(n, out_h, out_w, channels_out).permute(0, 3, 1, 2)
+
+
+def _two(value: IntPair) -> tuple[int, int]:
+    return cast(tuple[int, int], tuple(_pair(value)))
+
+
+def _check_shapes(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None,
+) -> None:
+    if input.ndim != 4 or weight.ndim != 4 or offset.ndim != 4:
+        raise ValueError(
+            "input, offset and weight must have 4 dimensions, "
+            f"got {tuple(input.shape)}, {tuple(offset.shape)} and {tuple(weight.shape)}"
+        )
+    n, channels = input.shape[:2]
+    kernel = weight.shape[2:]
+    points = kernel[0] * kernel[1]
+    out = [
+        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
+    if channels % weight.shape[1] != 0:
+        raise ValueError(f"weight expects {weight.shape[1]} channels per group, which do not divide input's {channels}")
+    offset_groups = offset.shape[1] // (2 * points)
+    if offset_groups == 0 or offset.shape[1] != 2 * points * offset_groups or channels % offset_groups != 0:
+        raise ValueError(
+            f"offset must have 2 * {points} channels per offset group, the groups dividing {channels} input channels, "
+            f"got {offset.shape[1]}"
+        )
+    if offset.shape[0] != n or list(offset.shape[2:]) != out:
+        raise ValueError(f"offset must be ({n}, {offset.shape[1]}, {out[0]}, {out[1]}), got {tuple(offset.shape)}")
+    if mask is not None and tuple(mask.shape) != (n, points * offset_groups, out[0], out[1]):
+        raise ValueError(
+            f"mask must be ({n}, {points * offset_groups}, {out[0]}, {out[1]}), got {tuple(mask.shape)}"
+        )
+
+
+class DeformConv2d(nn.Module):
+    """Convolution with a branch that moves its kernel points: a drop-in for ``nn.Conv2d``.
+
+    ``offset`` predicts, from the same input, two offsets per kernel point, in input pixels, ordered (dy, dx), and
+    with ``modulated`` one mask logit z per point, mask = 2 * sigmoid(z). It starts at zero, so an untrained layer
+    equals the plain convolution, whatever follows it.
+
+    Shape: (N, C_in, H, W) -> (N, C_out, Ho, Wo), as ``nn.Conv2d``.
+    Source: Dai et al. 2017, section 2.1; modulated: Zhu et al. 2019, section 3.2, with the factor 2 of the
+    authors' example network, which keeps a pretrained network's function at the start.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        modulated: bool = False,
+        offset_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        plain = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._take_over(plain, modulated, offset_groups)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, *, modulated: bool = False, offset_groups: int = 1) -> DeformConv2d:
+        """A deformable layer that computes the same function as ``conv`` and keeps its parameters."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take_over(conv, modulated, offset_groups)
+        return layer.train(conv.training)
+
+    def _take_over(self, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(
+                f"only zero padding given in pixels can be deformed, got padding={conv.padding!r} "
+                f"with padding_mode={conv.padding_mode!r}"
+            )
+        if offset_groups < 1 or conv.in_channels % offset_groups != 0:
+            raise ValueError(f"offset_groups must divide the {conv.in_channels} input channels, got {offset_groups}")
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride = _two(cast(IntPair, conv.kernel_size)), _two(cast(IntPair, conv.stride))
+        self.padding, self.dilation = _two(cast(IntPair, conv.padding)), _two(cast(IntPair, conv.dilation))
+        self.groups, self.modulated, self.offset_groups = conv.groups, modulated, offset_groups
+        self.weight, self.bias = conv.weight, conv.bias
+        points = self.kernel_size[0] * self.kernel_size[1] * offset_groups
+        self.offset = nn.Conv2d(
+            conv.in_channels,
+            points * (3 if modulated else 2),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(cast(nn.Parameter, self.offset.bias))
+
+    def split_branch(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The branch's output (N, 2GK or 3GK, Ho, Wo) as offset (N, 2GK, ...) and mask (N, GK, ...) or None."""
+        if not self.modulated:
+            return predicted, None
+        points = predicted.shape[1] // 3
+        return predicted[:, : 2 * points], 2 * predicted[:, 2 * points :].sigmoid()
+
+    def forward(self, input: Tensor) -> Tensor:
+        offset, mask = self.split_branch(self.offset(input))
+        return deform_conv2d(
+            input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
+        )
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}, dilation={self.dilation}"
+        if self.groups != 1:
+            text += f", groups={self.groups}"
+        if self.bias is None:
+            text += ", bias=False"
+        return text + f", modulated={self.modulated}, offset_groups={self.offset_groups}"

@@ -1,0 +1,72 @@
+"""What learns how fast: parameter groups by role, and learning-rate schedules stepped per iteration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from segdcn.ops import DeformConv2d
+
+
+def parameter_groups(
+    network: nn.Module, backbone_lr_mult: float = 1.0, offset_lr_mult: float = 0.1
+) -> list[dict[str, Any]]:
+    """Groups for any torch optimizer; each carries the factor ``lr_mult`` on the optimizer's learning rate.
+
+    | role     | parameters                                  | learning rate      | weight decay           |
+    |----------|---------------------------------------------|--------------------|------------------------|
+    | offset   | offset (and mask) branches                  | x offset_lr_mult   | none                   |
+    | backbone | the rest of ``network.backbone``            | x backbone_lr_mult | none for norms, biases |
+    | head     | everything else                             | x 1                | none for norms, biases |
+
+    Offset branches learn slowly because one offset gathers the gradients of all channels; at the full rate small
+    networks fail to train. They are not decayed, since zero is no better an offset than another.
+    """
+    offset_branch = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, DeformConv2d)
+        for parameter in module.offset.parameters()
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in offset_branch:
+            role, lr_mult, decayed = "offset", offset_lr_mult, False
+        else:
+            role = "backbone" if name.startswith("backbone.") else "head"
+            lr_mult = backbone_lr_mult if role == "backbone" else 1.0
+            decayed = parameter.ndim > 1
+        if role != "offset" and not decayed:
+            role += "_no_decay"
+        group = groups.setdefault(role, {"name": role, "params": [], "lr_mult": lr_mult})
+        if not decayed:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def poly(optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> LRScheduler:
+    """lr x (1 - step / total_steps) ** power after a linear warm-up; DeepLab's schedule (Chen et al. 2017, 4.1)."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return max(0.0, 1 - step / total_steps) ** power
+
+    return LambdaLR(optimizer, factor)
+
+
+def one_cycle(optimizer: Optimizer, total_steps: int, warmup_share: float = 0.2) -> LRScheduler:
+    """Up to each group's lr within the first ``warmup_share`` of the steps, then down by a cosine to almost zero."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, peaks, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False)
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """The learning rate as it is given."""
+    return LambdaLR(optimizer, lambda step: 1.0)

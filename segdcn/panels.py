@@ -1,0 +1,211 @@
+"""Pictures of predictions and of sampling points. Legend: H x W pixels, K classes, M points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORE_INDEX = 255  # in every data set, after its own mapping
+
+TILE_SIZE = 480  # longest side of a tile in pixels
+MIN_TILE_WIDTH = 240  # room for a caption
+TILES_PER_ROW = 4
+MARGIN = 12
+SWATCH_SIZE = 16
+
+BACKGROUND = (255, 255, 255)
+TEXT = (30, 30, 30)
+WRONG = (230, 40, 40)
+GREEN, RED = (40, 230, 90), (255, 50, 40)
+HATCH_DARK, HATCH_LIGHT = (48, 48, 48), (104, 104, 104)
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+
+def colorize(label: Array, palette: Sequence[Sequence[int]]) -> Bytes:
+    """Colour a label map; ignored pixels (255) are hatched in dark grey, a pattern that no class can have.
+
+    Args:
+        label: integers (H, W), 0..K-1 or 255.
+        palette: K colours (red, green, blue), 0..255 each.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ValueError: a label without a colour.
+    """
+    _check_labels("label", label, len(palette))
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = np.asarray(palette, np.uint8)
+    picture: Bytes = colours[label]
+    ignored = label == IGNORE_INDEX
+    picture[ignored] = _hatch(*label.shape)[ignored]
+    return picture
+
+
+def comparison_panel(
+    image: Bytes,
+    label: Array,
+    prediction: Array,
+    class_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    title: str = "",
+) -> Image.Image:
+    """Input, truth, prediction and errors side by side, and a legend of the classes that occur.
+
+    Wrong pixels are red in the error map; pixels ignored in the truth are hatched and count neither way.
+
+    Args:
+        image: uint8 (H, W, 3), not normalised.
+        label, prediction: integers (H, W); 255 in the label is ignored.
+        class_names, palette: K names and K colours.
+
+    Raises:
+        ValueError: sizes differ, names and colours differ in number, or a class has no colour.
+    """
+    _check_image(image)
+    if len(class_names) != len(palette):
+        raise ValueError(f"there are {len(class_names)} class names, but {len(palette)} colours")
+    for name, values in (("label", label), ("prediction", prediction)):
+        if values.shape != image.shape[:2]:
+            raise ValueError(
+                f"{name} {values.shape} and image {image.shape[:2]} must have the same height and width"
+            )
+        _check_labels(name, values, len(palette))
+
+    valid = label != IGNORE_INDEX
+    wrong = valid & (label != prediction)
+    errors = (
+        f"errors, {wrong.sum() / valid.sum():.1%} of labelled pixels" if valid.any() else "errors, no labels"
+    )
+    photograph = _resize(image, Image.Resampling.BICUBIC)
+    shown_label, shown_prediction, shown_wrong = (
+        _resize(values, Image.Resampling.NEAREST) for values in (label, prediction, wrong)
+    )
+    tiles = [
+        ("input", photograph),
+        ("truth", colorize(shown_label, palette)),
+        ("prediction", colorize(shown_prediction, palette)),
+        (errors, _error_map(photograph, shown_label, shown_wrong)),
+    ]
+    present = np.union1d(label[valid], prediction[prediction != IGNORE_INDEX])
+    legend = [(class_names[k], np.full((SWATCH_SIZE, SWATCH_SIZE, 3), palette[k], np.uint8)) for k in present]
+    if wrong.any():
+        legend.append(("wrong", np.full((SWATCH_SIZE, SWATCH_SIZE, 3), WRONG, np.uint8)))
+    if not valid.all():
+        legend.append(("ignored", _hatch(SWATCH_SIZE, SWATCH_SIZE)))
+    return _sheet(tiles, legend, title)
+
+
+def sampling_panel(
+    image: Bytes, points: Sequence[tuple[tuple[int, int], Array]], title: str = ""
+) -> Image.Image:
+    """One tile per chosen pixel: the pixel in green, the points that the network samples for it in red.
+
+    Points outside the image are not drawn; the caption counts them.
+
+    Args:
+        image: uint8 (H, W, 3), not normalised.
+        points: pairs of a pixel (row, col) and its sampling points (M, 2), (y, x) in image pixels.
+    """
+    _check_image(image)
+    if not points:
+        raise ValueError("a sampling panel needs at least one pixel")
+    height, width = image.shape[:2]
+    # Dots are drawn on a larger canvas and shrunk, since Pillow draws circles with hard edges.
+    dimmed = Image.fromarray((_resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
+    canvas_size = (2 * dimmed.width, 2 * dimmed.height)
+    scale = np.array([canvas_size[1] / height, canvas_size[0] / width])
+    tiles = []
+    for pixel, point_list in points:
+        samples = np.asarray(point_list)
+        inside = ((samples >= -0.5) & (samples < np.array([height, width]) - 0.5)).all(axis=1)
+        canvas = dimmed.resize(canvas_size)
+        draw = ImageDraw.Draw(canvas)
+        for y, x in (samples[inside] + 0.5) * scale:
+            draw.circle((x, y), 4, fill=RED)
+        y, x = (np.array(pixel) + 0.5) * scale
+        draw.circle((x, y), 12, fill=GREEN, outline=(0, 0, 0), width=3)
+        caption = f"({pixel[0]}, {pixel[1]}): {len(samples)} points"
+        if not inside.all():
+            caption += f", {(~inside).sum()} outside"
+        tiles.append((caption, np.asarray(canvas.resize(dimmed.size, Image.Resampling.BOX))))
+    return _sheet(tiles, [], title)
+
+
+def _check_image(image: Bytes) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"a panel needs the image as uint8 (H, W, 3), got {image.dtype} {image.shape}")
+
+
+def _check_labels(name: str, values: Array, num_classes: int) -> None:
+    unknown = values[((values < 0) | (values >= num_classes)) & (values != IGNORE_INDEX)]
+    if unknown.size:
+        raise ValueError(f"{name} {unknown[0]} has no colour: the palette has {num_classes} colours")
+
+
+def _hatch(height: int, width: int) -> Bytes:
+    """Diagonal stripes, uint8 (height, width, 3)."""
+    stripe = (np.arange(height)[:, None] + np.arange(width)) % 8 < 2
+    return np.where(stripe[..., None], HATCH_LIGHT, HATCH_DARK).astype(np.uint8)
+
+
+def _resize(values: Array, resampling: Image.Resampling) -> Bytes:
+    """Enlarge by a whole factor, or shrink, until the longest side fits the tile size."""
+    height, width = values.shape[:2]
+    longest = max(height, width)
+    factor = TILE_SIZE // longest if longest <= TILE_SIZE else TILE_SIZE / longest
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(Image.fromarray(values.astype(np.uint8)).resize(size, resampling))
+
+
+def _error_map(photograph: Bytes, label: Bytes, wrong: Bytes) -> Bytes:
+    """Wrong pixels in red over the photograph in pale grey, ignored ones hatched."""
+    grey = np.asarray(Image.fromarray(photograph).convert("L")) // 2 + 100
+    picture = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
+    picture[wrong > 0] = WRONG
+    ignored = label == IGNORE_INDEX
+    picture[ignored] = _hatch(*label.shape)[ignored]
+    return picture
+
+
+def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], title: str) -> Image.Image:
+    """Tiles of one size with their captions, row by row, under a title and above a legend that wraps."""
+    font, title_font = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
+    line = 24
+    tile_height, tile_width = tiles[0][1].shape[:2]
+    cell_width = max(tile_width, MIN_TILE_WIDTH) + MARGIN
+    cell_height = line + tile_height + MARGIN
+    columns = min(len(tiles), TILES_PER_ROW)
+    rows = -(-len(tiles) // TILES_PER_ROW)
+    width = MARGIN + columns * cell_width
+    top = MARGIN + (line + 8 if title else 0)
+
+    places, x, y = [], MARGIN, top + rows * cell_height
+    for name, _ in legend:
+        entry_width = SWATCH_SIZE + 6 + round(font.getlength(name)) + 20
+        if x > MARGIN and x + entry_width > width:
+            x, y = MARGIN, y + line
+        places.append((x, y))
+        x += entry_width
+    height = y + (line + MARGIN // 2 if legend else 0)
+
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), title, TEXT, title_font)
+    for index, (caption, tile) in enumerate(tiles):
+        row, column = divmod(index, TILES_PER_ROW)
+        x, y = MARGIN + column * cell_width, top + row * cell_height
+        draw.text((x, y), caption, TEXT, font)
+        sheet.paste(Image.fromarray(tile), (x, y + line))
+    for (name, swatch), (x, y) in zip(legend, places, strict=True):
+        sheet.paste(Image.fromarray(swatch), (x, y + 2))
+        draw.rectangle((x, y + 2, x + SWATCH_SIZE - 1, y + 1 + SWATCH_SIZE), outline=TEXT)
+        draw.text((x + SWATCH_SIZE + 6, y), name, TEXT, font)
+    return sheet

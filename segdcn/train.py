@@ -1,0 +1,83 @@
+"""segdcn-train: config → data → network → training → figures and pictures in a run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from segdcn.assembly import (
+    CONFIG_PATH,
+    build_datamodule,
+    build_dataset,
+    build_task,
+    build_trainer,
+    one_line_errors,
+    quiet_libraries,
+    resumed,
+)
+
+
+def train(config: DictConfig) -> float:
+    """Train what ``config`` describes into ``config.output_dir``; returns the best checkpoint's val mIoU."""
+    from pytorch_lightning import seed_everything
+
+    from segdcn.evaluation.summary import summarize
+    from segdcn.models import deformable_layers
+    from segdcn.run_folder import environment, write_json, write_text
+
+    run, shown = Path(config.output_dir), os.path.relpath(config.output_dir)
+    if not config.resume and (run / "config.yaml").exists():
+        raise ValueError(f"{shown} holds a run already: continue it with resume={shown} or choose another output_dir")
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    dataset = build_dataset(config)
+    data = build_datamodule(config, dataset)
+    task = build_task(config, dataset)
+    trainer = build_trainer(config)
+
+    if trainer.is_global_zero:
+        images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
+        parameters = sum(parameter.numel() for parameter in task.network.parameters()) / 1e6
+        print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+        print(
+            f"network  {config.model.backbone}, {config.model.head} head, output stride {config.model.output_stride}, "
+            f"{parameters:.2f} M parameters"
+        )
+        print(f"         deformable: {', '.join(deformable_layers(task.network)) or 'no layer'}")
+        print(f"run      {shown}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""), flush=True)
+        if not config.resume:
+            write_text(run / "config.yaml", OmegaConf.to_yaml(config))
+            write_json(run / "environment.json", environment(config.seed))
+
+    trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
+
+    best = run / "checkpoints" / "best.ckpt"
+    figures = trainer.validate(
+        task, datamodule=data, ckpt_path=best if best.exists() else None, weights_only=True, verbose=False
+    )[0]
+    if trainer.is_global_zero:
+        protocol = {"split": "val", "checkpoint": best.name, "inference": "whole image, single scale", "seed": config.seed}
+        summarize(figures, "val", dataset.class_names, protocol, run / "metrics.json")
+        print(f"pictures in {shown}/panels, figures in {shown}/metrics.json")
+        print(f"evaluate with: segdcn-evaluate checkpoint={shown}/checkpoints/best.ckpt", flush=True)
+    return float(figures["val/miou"])
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
+@one_line_errors
+def main(config: DictConfig) -> float:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    quiet_libraries()
+    if config.resume:
+        config = resumed(config, list(HydraConfig.get().overrides.task))
+    config.output_dir = HydraConfig.get().runtime.output_dir
+    config.name = str(config.name)  # resolved once: a resumed run no longer knows Hydra's choices
+    return train(config)
+
+
+if __name__ == "__main__":
+    main()

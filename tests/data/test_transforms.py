@@ -1,0 +1,180 @@
+"""Augmentation: image and label stay aligned, padding is ignored, the seed decides everything."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
+
+
+def blocks(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels 0 to 5 in blocks of 8 pixels; an image with 40 times the label in red and noise elsewhere."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 6, (height // 8 + 1, width // 8 + 1), dtype=np.uint8)
+    label = np.kron(coarse, np.ones((8, 8), np.uint8))[:height, :width]
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image[..., 0] = 40 * label
+    return image, np.ascontiguousarray(label)
+
+
+def pixels(image: torch.Tensor) -> torch.Tensor:
+    """Undo the normalisation: (3, H, W) in 0..255."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image * std + mean) * 255
+
+
+sizes = st.integers(20, 90)
+crops = st.integers(32, 80)
+
+
+@settings(max_examples=30, deadline=None)
+@given(h=sizes, w=sizes, crop_h=crops, crop_w=crops, seed=st.integers(0, 2**64 - 1))
+def test_shape_dtype_alignment_and_padding(h: int, w: int, crop_h: int, crop_w: int, seed: int) -> None:
+    image, label = blocks(h, w)
+    x, y = TrainTransform((crop_h, crop_w), scale=(0.5, 2.0))(image, label, seed)
+    assert x.shape == (3, crop_h, crop_w)
+    assert x.dtype == torch.float32
+    assert y.shape == (crop_h, crop_w)
+    assert y.dtype == torch.int64
+    padded = y == 255
+    assert set(y.unique().tolist()) <= {0, 1, 2, 3, 4, 5, 255}  # no invented classes
+    assert (x[:, padded] == 0).all()
+    seen = ~padded
+    # The window that holds the image is a whole rectangle.
+    assert int(seen.sum()) == int(seen.any(0).sum()) * int(seen.any(1).sum())
+    # The red channel tells the label, except where bilinear resizing mixes it at borders between blocks.
+    agree = (pixels(x)[0] / 40).round()[seen] == y[seen]
+    assert agree.float().mean() > 0.6
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_without_scaling_image_and_label_are_the_same_exact_window(flip: float) -> None:
+    image, label = blocks(60, 75)
+    transform = TrainTransform((33, 48), scale=(1, 1), flip=flip)
+    source = image[:, ::-1] if flip else image
+    for seed in range(5):
+        x, y = transform(image, label, seed)
+        got = pixels(x).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(source, (33, 48, 3))[:, :, 0]
+        top, left = np.argwhere((windows[:, :, 0] == got[0]).all(axis=(2, 3)))[0]
+        np.testing.assert_array_equal(got, source[top : top + 33, left : left + 48])
+        np.testing.assert_array_equal(y.numpy() * 40, got[..., 0])
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.75, 0.9, 1.25])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scaled_label_is_not_shifted_against_the_image(factor: float, axis: int) -> None:
+    stripes = (np.arange(96) // 5).astype(np.uint8)  # grow along the axis, so that a shift has a sign
+    label = np.ascontiguousarray(np.broadcast_to(stripes if axis else stripes[:, None], (96, 96)))
+    image = np.stack([12 * label] * 3, axis=2)
+    side = round(96 * factor)
+    x, y = TrainTransform((side, side), scale=(factor, factor), flip=0)(image, label, 0)
+    assert (y != 255).all()
+    shift = float((pixels(x)[0] / 12 - y).mean()) * 5  # in pixels of the source, as one stripe is 5 wide
+    assert abs(shift) < 0.25
+
+
+def test_photometric_changes_colours_but_neither_geometry_nor_padding() -> None:
+    image, label = blocks(40, 50)
+    plain = TrainTransform((64, 72), photometric=0)
+    colour = TrainTransform((64, 72), photometric=0.5)
+    changed = 0
+    for seed in range(6):
+        (x, y), (x_colour, y_colour) = plain(image, label, seed), colour(image, label, seed)
+        assert (x_colour[:, y_colour == 255] == 0).all()
+        assert y_colour.shape == y.shape
+        values = pixels(x_colour)
+        assert values.min() > -0.01
+        assert values.max() < 255.01
+        changed += not torch.equal(x[:, y != 255].mean(), x_colour[:, y_colour != 255].mean())
+    assert changed == 6
+
+
+def test_seed_decides_and_nothing_else_does() -> None:
+    image, label = blocks(70, 90)
+    transform = TrainTransform((40, 56), photometric=0.4)
+    x, y = transform(image, label, 7)
+    for other in (1, 2, 3):
+        transform(image, label, other)
+    random.seed(3)
+    np.random.seed(3)
+    again_x, again_y = TrainTransform((40, 56), photometric=0.4)(image, label, 7)
+    assert torch.equal(x, again_x)
+    assert torch.equal(y, again_y)
+    results = [transform(image, label, seed)[0] for seed in range(20)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+def test_inputs_are_left_alone() -> None:
+    image, label = blocks(40, 50)
+    before = image.copy(), label.copy()
+    x, y = TrainTransform((32, 32), scale=(1, 1), photometric=0.5)(image, label, 0)
+    eval_x, eval_y = EvalTransform()(image, label)
+    for tensor in (x, y, eval_x, eval_y):
+        tensor.zero_()
+    np.testing.assert_array_equal(image, before[0])
+    np.testing.assert_array_equal(label, before[1])
+
+
+def test_scale_and_flip_are_drawn_independently() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[:, :50] = 255
+    label = np.zeros((100, 100), np.uint8)
+    transform = TrainTransform((200, 200), scale=(0.5, 2.0))
+    sizes, flipped = [], []
+    for seed in range(400):
+        x, y = transform(image, label, seed)
+        inside = x[0][:, (y != 255).any(0)][(y != 255).any(1)]
+        sizes.append(inside.shape[0])
+        flipped.append(bool(inside[0, 0] < inside[0, -1]))
+    assert 50 <= min(sizes) < 60
+    assert 190 < max(sizes) <= 200
+    assert abs(np.mean(sizes) - 125) < 8  # uniform between 50 and 200
+    assert 0.4 < np.mean(flipped) < 0.6
+    small = np.array(sizes) < 125
+    assert abs(np.mean(np.array(flipped)[small]) - np.mean(np.array(flipped)[~small])) < 0.15
+
+
+def test_eval_sees_the_whole_image_at_its_own_size() -> None:
+    image, label = blocks(37, 51)
+    x, y = EvalTransform()(image, label)
+    expected = (torch.from_numpy(image) / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(x, expected.permute(2, 0, 1), atol=1e-5, rtol=0)
+    assert x.dtype == torch.float32
+    assert y.dtype == torch.int64
+    np.testing.assert_array_equal(y.numpy(), label)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("crop_size", (31, 64)),
+        ("crop_size", (64,)),
+        ("scale", (2, 1)),
+        ("scale", (0, 1)),
+        ("flip", 1.5),
+        ("photometric", -1),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=argument):
+        TrainTransform(**{"crop_size": (64, 64), argument: value})  # type: ignore[arg-type]
+
+
+def test_import_asks_no_server() -> None:
+    code = (
+        "import urllib.request, urllib.error\n"
+        "def fail(*a, **k): raise SystemExit('network call at import')\n"
+        "urllib.request.OpenerDirector.open = fail\n"
+        "import segdcn.data.transforms"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

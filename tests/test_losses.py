@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segdcn.losses import SegmentationLoss
+
+WEIGHTS = [0.5, 2.0, 1.0, 0.1]
+
+
+def random_batch(seed: int = 0, ignored_share: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Logits (2, 4, 5, 7) and a label (2, 5, 7) with ignored pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 5, 7, generator=generator, requires_grad=True)
+    label = torch.randint(0, 4, (2, 5, 7), generator=generator)
+    label[torch.rand(2, 5, 7, generator=generator) < ignored_share] = 255
+    return logits, label
+
+
+def test_loss_by_the_definition() -> None:
+    logits, label = random_batch()
+    total, count = 0.0, 0
+    for n in range(2):
+        for y in range(5):
+            for x in range(7):
+                if label[n, y, x] != 255:
+                    probabilities = logits[n, :, y, x].exp() / logits[n, :, y, x].exp().sum()
+                    total -= probabilities[label[n, y, x]].log().item()
+                    count += 1
+    assert 0 < count < label.numel()
+    assert SegmentationLoss()(logits, label).item() == pytest.approx(total / count, rel=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    weights=st.sampled_from([None, WEIGHTS]),
+    smoothing=st.sampled_from([0.0, 0.1, 0.6]),
+    ignored_share=st.floats(0.0, 0.9),
+)
+def test_loss_and_gradient_equal_torch(
+    seed: int, weights: list[float] | None, smoothing: float, ignored_share: float
+) -> None:
+    logits, label = random_batch(seed, ignored_share)
+    label[0, 0, 0] = 1  # torch's own mean is NaN without a labelled pixel
+    loss = SegmentationLoss(class_weights=weights, label_smoothing=smoothing)(logits, label)
+    expected = F.cross_entropy(
+        logits,
+        label,
+        weight=None if weights is None else torch.tensor(weights),
+        ignore_index=255,
+        label_smoothing=smoothing,
+    )
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("ohem_fraction", [None, 0.25])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_without_a_labelled_pixel_loss_and_gradient_are_zero(
+    ohem_fraction: float | None, class_weights: list[float] | None, label_smoothing: float
+) -> None:
+    logits, label = random_batch(ignored_share=1.1)
+    loss = SegmentationLoss(255, class_weights, label_smoothing, ohem_fraction)(logits, label)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.25, 0.7, 1.0])
+def test_ohem_averages_the_hardest_labelled_pixels(fraction: float) -> None:
+    logits, label = random_batch()
+    per_pixel = F.cross_entropy(logits, label, ignore_index=255, reduction="none")
+    ranked = sorted(per_pixel[label != 255].tolist(), reverse=True)
+    kept = ranked[: max(1, round(fraction * len(ranked)))]
+    loss = SegmentationLoss(ohem_fraction=fraction)(logits, label)
+    assert loss.item() == pytest.approx(sum(kept) / len(kept), rel=1e-5)
+
+    loss.backward()
+    assert logits.grad is not None
+    assert (logits.grad.abs().sum(dim=1) > 0).sum() == len(kept)
+
+
+def test_ohem_divides_by_the_class_weights_of_the_kept_pixels() -> None:
+    logits, label = random_batch()
+    weights = torch.tensor(WEIGHTS)
+    per_pixel = F.cross_entropy(logits, label, weight=weights, ignore_index=255, reduction="none")
+    pixels = [
+        (value, weights[k].item())
+        for value, k in zip(per_pixel[label != 255].tolist(), label[label != 255], strict=True)
+    ]
+    kept = sorted(pixels, reverse=True)[: round(0.25 * len(pixels))]
+    loss = SegmentationLoss(class_weights=WEIGHTS, ohem_fraction=0.25)(logits, label)
+    assert loss.item() == pytest.approx(sum(v for v, _ in kept) / sum(w for _, w in kept), rel=1e-5)
+
+
+def test_other_ignore_index() -> None:
+    logits, label = random_batch()
+    assert torch.equal(
+        SegmentationLoss(ignore_index=-1)(logits, label.where(label != 255, -1)),
+        SegmentationLoss()(logits, label),
+    )
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    # 40,000 pixels of loss log(2) add up to 27,726, where bfloat16 would count in steps of 128.
+    logits = torch.zeros(1, 2, 200, 200, dtype=torch.bfloat16)
+    label = torch.zeros(1, 200, 200, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = SegmentationLoss()(logits, label)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.6931472, abs=1e-5)
+
+
+def test_class_weights_are_not_part_of_the_checkpoint() -> None:
+    SegmentationLoss(class_weights=WEIGHTS).load_state_dict(SegmentationLoss().state_dict())
+
+
+@pytest.mark.parametrize("label_shape", [(2, 7, 5), (2, 1, 5, 7), (1, 5, 7)])
+def test_wrong_shapes_are_named(label_shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 4, 5, 7\)") as error:
+        SegmentationLoss()(torch.zeros(2, 4, 5, 7), torch.zeros(label_shape, dtype=torch.int64))
+    assert str(label_shape) in str(error.value)
+
+
+def test_class_weights_must_fit_the_network() -> None:
+    with pytest.raises(ValueError, match="class_weights has 3 values, but the network predicts 4 classes"):
+        SegmentationLoss(class_weights=[1.0, 1.0, 1.0])(*random_batch())
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"ohem_fraction": 0.0},
+        {"ohem_fraction": 1.5},
+        {"label_smoothing": 1.0},
+        {"label_smoothing": -0.1},
+        {"class_weights": [1.0, -1.0]},
+        {"class_weights": [1.0, float("nan")]},
+    ],
+)
+def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        SegmentationLoss(**setting)  # type: ignore[arg-type]
