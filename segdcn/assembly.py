@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
@@ -38,10 +38,11 @@ def _run_folder(resume: str | None, name: str) -> str:
         return _NOWHERE
 
 
-def _evaluation_folder(checkpoint: str, split: str) -> str:
+def _evaluation_folder(checkpoint: str | None, split: str) -> str:
     """RUN/evaluation/<checkpoint>_<split>, so that an evaluation never overwrites the run's own figures."""
-    path = Path(checkpoint)
-    return str(run_folder_of(path) / "evaluation" / f"{path.stem}_{split}") if path.is_file() else _NOWHERE
+    if not checkpoint or not Path(checkpoint).is_file():
+        return _NOWHERE
+    return str(run_folder_of(Path(checkpoint)) / "evaluation" / f"{Path(checkpoint).stem}_{split}")
 
 
 # Hydra makes the output folder before a command can look at its options: a path that does not exist is reported
@@ -52,6 +53,7 @@ OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, use_cac
 
 
 def build_dataset(config: DictConfig) -> Any:
+    """The data set that ``config.dataset`` names."""
     return instantiate(config.dataset, _convert_="all")
 
 
@@ -63,9 +65,9 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
         "class_names": list(dataset.class_names),
         "palette": [list(colour) for colour in dataset.palette],
     }
-    network = instantiate(config.model, num_classes=len(dataset.class_names), _convert_="all")
-    return instantiate(config.task, _partial_=True, _convert_="all")(
-        network=network,
+    return _build(
+        config.task,
+        network=instantiate(config.model, num_classes=len(dataset.class_names), _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         schedule=instantiate(config.schedule, _convert_="all"),
@@ -75,7 +77,8 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
 
 
 def build_datamodule(config: DictConfig, dataset: Any) -> Any:
-    return instantiate(config.datamodule, _partial_=True, _convert_="all")(dataset=dataset)
+    """The batches of ``dataset``, as ``config.datamodule`` prepares them."""
+    return _build(config.datamodule, dataset=dataset)
 
 
 def build_trainer(config: DictConfig) -> Any:
@@ -84,9 +87,15 @@ def build_trainer(config: DictConfig) -> Any:
         group: [instantiate(part, _convert_="all") for part in (config[group] or {}).values() if part is not None]
         for group in ("callbacks", "logger")
     }
-    return instantiate(config.trainer, _partial_=True, _convert_="all")(
-        callbacks=parts["callbacks"], logger=parts["logger"] or False
-    )
+    return _build(config.trainer, callbacks=parts["callbacks"], logger=parts["logger"] or False)
+
+
+def _build(config: DictConfig, **parts: Any) -> Any:
+    """The config's ``_target_`` with parts that are objects already, which Hydra would copy into a config."""
+    try:
+        return instantiate(config, _partial_=True, _convert_="all")(**parts)
+    except TypeError as error:  # a key that the target does not know, as Hydra reports it elsewhere
+        raise ValueError(f"{config._target_}: {error}") from error
 
 
 def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -110,11 +119,7 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
             )
             if os.environ.get("HYDRA_FULL_ERROR") == "1" or not expected:
                 raise
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            if any(folder.iterdir()):
-                (folder / "error.txt").write_text(traceback.format_exc())
-            else:  # nothing was begun
-                folder.rmdir()
+            _leave_behind(Path(HydraConfig.get().runtime.output_dir), traceback.format_exc())
             message = " ".join(str(cause).split())
             if isinstance(cause, MissingMandatoryValue):
                 message = f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
@@ -124,28 +129,55 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
     return wrapped
 
 
+def _leave_behind(folder: Path, report: str) -> None:
+    """error.txt in a run folder where something was begun; of an empty one, which Hydra made, nothing."""
+    with contextlib.suppress(OSError):  # a full disk is the error that is being reported
+        if any(folder.iterdir()):
+            (folder / "error.txt").write_text(report)
+            return
+        folder.rmdir()
+        for parent in folder.parents:
+            if Path.cwd() not in parent.parents or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+
+# What was learned so far depends on all the rest; changes of it would be refused or silently lost in the middle of
+# a run (the optimizer, for one, restores its learning rate).
+CHANGED_ON_RESUME = (
+    "trainer.",
+    "callbacks.",
+    "logger.",
+    "dataset.root",
+    "datamodule.num_workers",
+    "datamodule.eval_batch_size",
+)
+
+
 def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     """The config of the run that ``config.resume`` names, from its checkpoint, with this command's overrides.
 
-    Raises: ValueError for an override that chooses another group: a resumed run keeps what it is.
+    Raises: ValueError for an override that a resumed run cannot follow.
     """
     from segdcn.run_folder import load_checkpoint
 
     checkpoint = find_checkpoint(config.resume)
-    saved = OmegaConf.create(load_checkpoint(checkpoint)["segdcn"]["config"])
+    saved = DictConfig(load_checkpoint(checkpoint)["segdcn"]["config"])
     OmegaConf.set_struct(saved, True)
     for override in overrides:
-        key, _, value = override.partition("=")
-        if key == "resume" or key.startswith("hydra."):
+        override = override.lstrip("+")  # asked for by Hydra for a key that only the resumed run's data set has
+        if override.startswith(("resume=", "hydra.")):
             continue
-        if key == "output_dir" or not re.fullmatch(r"\w+(\.\w+)*", key) or OmegaConf.is_dict(OmegaConf.select(saved, key)):
+        if not override.startswith(CHANGED_ON_RESUME):
             raise ValueError(
-                f"{override} cannot be changed when a run is resumed, only single values such as trainer.max_epochs=20"
+                f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, "
+                "dataset.root, datamodule.num_workers and datamodule.eval_batch_size"
             )
         try:
             saved.merge_with_dotlist([override])
         except OmegaConfBaseException as error:
-            raise ValueError(f"{override} does not fit the config of {checkpoint}: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{override} does not fit the config of {checkpoint}: {reason}") from error
     saved.resume = str(checkpoint)
     return saved
 

@@ -1,4 +1,4 @@
-"""What happens beside the training loop: one line per epoch, metrics.csv, offset health, pictures."""
+"""What happens beside the training loop: checkpoints, one line per epoch, metrics.csv, offset health, pictures."""
 
 from __future__ import annotations
 
@@ -8,22 +8,45 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from segdcn.models import deformable_layers
 from segdcn.models.sampling_points import sampling_points
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
-from segdcn.panels import comparison_panel, sampling_panel
+from segdcn.panels import central_pixels, comparison_panel, sampling_panel
 from segdcn.run_folder import write_text
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RuntimeError):  # noqa: N818  (it reads as what happened)
     """Training cannot go on: the message says what happened, in which layer, and what to change."""
+
+
+def _network(task: pl.LightningModule) -> nn.Module:
+    return cast(nn.Module, task.network)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, made to resume exactly."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # From a checkpoint between an epoch's last batch and its validation, Lightning would go on with the next
+        # epoch: no figures, no best checkpoint. The epoch's end is saved anyway.
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the best score when the folder has another name, and a worse best.ckpt would replace it.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
 class EpochLines(RichProgressBar):
@@ -80,9 +103,8 @@ class MetricsFile(pl.Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
-        for key, value in sorted(trainer.callback_metrics.items()):
-            number = float(value)
-            row[key] = "" if math.isnan(number) else f"{number:.6g}"
+        for key, value in sorted(self._figures(trainer).items()):
+            row[key] = "" if math.isnan(value) else f"{value:.6g}"
         self._rows = [old for old in self._rows if int(old["epoch"]) < trainer.current_epoch] + [row]
         columns = list(dict.fromkeys([*self.FIRST, *(key for old in self._rows for key in old)]))
         text = io.StringIO()
@@ -90,6 +112,16 @@ class MetricsFile(pl.Callback):
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
+
+    @staticmethod
+    def _figures(trainer: pl.Trainer) -> dict[str, float]:
+        """What was logged, and the learning rates.
+
+        LearningRateMonitor's figures (lr-...) are as old as its last logging step and missing until the first.
+        """
+        logged = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
+        groups = trainer.optimizers[0].param_groups
+        return logged | {f"lr/{group['name']}": float(group["lr"]) for group in groups}
 
 
 class OffsetHealth(pl.Callback):
@@ -99,11 +131,14 @@ class OffsetHealth(pl.Callback):
     length of an offset in pixels of the layer's input map, and ``/outside``, the share of samples that read
     nothing because they lie outside that map (some do without any offset, at the border).
 
-    Stops with ``TrainingStopped`` when the loss is not finite, and when a layer's offsets are on average longer
-    than its map: such samples have neither value nor gradient, so they never come back.
+    Stops with ``TrainingStopped`` when the loss is not finite, before the weights are touched; when a layer's
+    offsets are on average longer than its map: such samples have neither value nor gradient, so they never come
+    back; and rather than let a checkpoint with weights that are not finite replace the last good one.
     """
 
     SAMPLES_PER_BATCH = 4096  # for the percentile; mean and share use every offset
+
+    _image: Tensor  # (N, 3, H, W), of the batch being trained
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
@@ -111,19 +146,33 @@ class OffsetHealth(pl.Callback):
         self._lengths: dict[str, list[Tensor]] = {}
         self._map_side: dict[str, int] = {}
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"]
+        self._image = batch["image"]
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         if not torch.isfinite(loss):
-            raise TrainingStopped(
-                f"the loss is {float(loss)} at step {trainer.global_step}: {_first_broken(pl_module.network)}; "
-                "lower optimizer.lr (or model.deform.lr_mult), or set trainer.gradient_clip_val=10"
-            )
+            raise self._not_finite(f"the loss is {float(loss)}", trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if not all(torch.isfinite(value).all() for value in _network(pl_module).state_dict().values()):
+            raise self._not_finite("the weights are not finite", trainer, pl_module)
+
+    def _not_finite(self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> TrainingStopped:
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            layer = _first_not_finite(_network(pl_module), self._image)
+        where = f"{layer} is the first layer whose output is not finite" if layer else "all logits are finite"
+        return TrainingStopped(
+            f"{what} at step {trainer.global_step}: {where}; "
+            "lower optimizer.lr (or model.deform.lr_mult), or set trainer.gradient_clip_val=10"
+        )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._sums, self._lengths = {}, {}
-        for name, layer in deformable_layers(pl_module.network).items():
+        for name, layer in deformable_layers(_network(pl_module)).items():
             self._handles.append(layer.register_forward_hook(self._measure(name)))
 
     def _measure(self, name: str) -> Any:
@@ -133,8 +182,7 @@ class OffsetHealth(pl.Callback):
             with torch.no_grad():
                 offset, _ = layer.split_branch(layer.offset(feature))
                 y, x = kernel_points(offset, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-                pairs = offset.float().unflatten(1, (-1, 2))
-                length = torch.linalg.vector_norm(pairs, dim=2).flatten()
+                length = torch.hypot(offset[:, 0::2].float(), offset[:, 1::2].float()).flatten()
                 height, width = feature.shape[-2:]
                 outside = outside_map(y, x, height, width)
                 sums = torch.stack((length.double().sum(), outside.double().sum())).cpu()
@@ -152,7 +200,7 @@ class OffsetHealth(pl.Callback):
         self._handles = []
         for name, sums in self._sums.items():
             mean, outside = float(sums[0] / sums[2]), float(sums[1] / sums[2])
-            p95 = float(torch.cat(self._lengths[name]).nanquantile(0.95))
+            p95 = float(np.quantile(torch.cat(self._lengths[name]).numpy(), 0.95))  # torch's has a limit of 16 M
             figures = {"mean": mean, "p95": p95, "outside": outside}
             pl_module.log_dict({f"offset/{name}/{key}": value for key, value in figures.items()}, sync_dist=True)
             if not trainer.sanity_checking and not mean <= self._map_side[name]:
@@ -163,19 +211,29 @@ class OffsetHealth(pl.Callback):
                 )
 
 
-def _first_broken(network: nn.Module) -> str:
-    """The first layer, in network order, whose parameters are no longer finite."""
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"{name.rpartition('.')[0]} is the first layer with values that are not finite"
-    return "all parameters are still finite, so the gradients or the input are to blame"
+def _first_not_finite(network: nn.Module, image: Tensor) -> str | None:
+    """The first layer, in the order of computation, whose output for ``image`` (N, 3, H, W) is not finite."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in network.named_modules()]
+    network(image)
+    for handle in handles:
+        handle.remove()
+    return found[0] if found else None
 
 
 class Panels(pl.Callback):
-    """panels/: input, truth, prediction and errors of images spread over the split, after each validation.
+    """panels/: input, truth, prediction and errors of images spread over the split, when a checkpoint is evaluated.
 
-    For a network with deformable layers also where its kernels sample, for three pixels of each image. The files
-    are overwritten, so they show the latest validation; the last of a run is that of the best checkpoint.
+    For a network with deformable layers also where its kernels sample, for one pixel of each of the three most
+    frequent classes of an image. Nothing is drawn within ``fit``: an epoch of a small run takes less time.
     """
 
     def __init__(self, folder: str | Path, images: int = 6) -> None:
@@ -183,7 +241,7 @@ class Panels(pl.Callback):
         self.images = images
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.VALIDATING:
             self._write(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -193,22 +251,21 @@ class Panels(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule
+        data = cast(Any, trainer).datamodule
         samples = data.dataset.split(split)
         self.folder.mkdir(parents=True, exist_ok=True)
         for number in range(min(self.images, len(samples))):
             sample = samples[number * len(samples) // min(self.images, len(samples))]
             image, _ = data.eval_transform(sample.image, sample.label)
             image = image[None].to(pl_module.device)
-            prediction = pl_module.network(image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            prediction = _network(pl_module)(image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             panel = comparison_panel(
                 sample.image, sample.label, prediction, data.dataset.class_names, data.dataset.palette, sample.name
             )
             self._save(panel, f"{split}_{number}.png")
-            if deformable_layers(pl_module.network):
-                height, width = sample.label.shape
-                pixels = [(height // 2, width // 4), (height // 2, width // 2), (height // 2, 3 * width // 4)]
-                points = sampling_points(pl_module.network, image, pixels)
+            if deformable_layers(_network(pl_module)):
+                pixels = central_pixels(sample.label)
+                points = sampling_points(_network(pl_module), image, pixels)
                 pairs = [(pixel, cells.cpu().numpy()) for pixel, cells in zip(pixels, points, strict=True)]
                 self._save(sampling_panel(sample.image, pairs, sample.name), f"{split}_{number}_sampling.png")
 

@@ -21,7 +21,6 @@ from segdcn.assembly import (
 
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split``; returns the mIoU."""
-    from segdcn.callbacks import Panels
     from segdcn.evaluation.summary import summarize
     from segdcn.run_folder import environment, load_checkpoint, write_json
 
@@ -63,6 +62,8 @@ def evaluate(config: DictConfig) -> float:
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     quiet_libraries()
+    if config.checkpoint is None:
+        raise ValueError("checkpoint must be given: segdcn-evaluate checkpoint=RUN/checkpoints/best.ckpt")
     if config.split not in ("val", "test"):
         raise ValueError(f"split must be val or test, got {config.split!r}")
     return evaluate(config)

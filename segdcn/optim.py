@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from segdcn.ops import DeformConv2d
 
@@ -56,15 +57,28 @@ def poly(optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_step
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return max(0.0, 1 - step / total_steps) ** power
+        return math.pow(max(0.0, 1 - step / total_steps), power)
 
     return LambdaLR(optimizer, factor)
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup_share: float = 0.2) -> LRScheduler:
-    """Up to each group's lr within the first ``warmup_share`` of the steps, then down by a cosine to almost zero."""
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, peaks, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False)
+    """From lr / 25 up to lr within the first ``warmup_share`` of the steps, then down to almost zero, by cosines.
+
+    The curve of torch's ``OneCycleLR``, whose checkpoints however insist on the number of steps they began with.
+    """
+    peak, last = warmup_share * total_steps - 1, total_steps - 1
+
+    def factor(step: int) -> float:
+        if step <= peak:
+            return _cosine(1 / 25, 1.0, step / peak)
+        return _cosine(1.0, 1 / 25e4, min(1.0, (step - peak) / (last - peak)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:

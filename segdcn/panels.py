@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -137,6 +138,18 @@ def sampling_panel(
             caption += f", {(~inside).sum()} outside"
         tiles.append((caption, np.asarray(canvas.resize(dimmed.size, Image.Resampling.BOX))))
     return _sheet(tiles, [], title)
+
+
+def central_pixels(label: Array, count: int = 3) -> list[tuple[int, int]]:
+    """For each of the ``count`` most frequent classes of a label map, its pixel (row, column) deepest inside it."""
+    classes, sizes = np.unique(label[label != IGNORE_INDEX], return_counts=True)
+    chosen = []
+    for index in classes[np.argsort(-sizes, kind="stable")[:count]]:
+        inside = np.pad((label == index).astype(np.uint8), 1)  # the border of the image is a border of the class
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        chosen.append((int(row), int(column)))
+    return chosen
 
 
 def _check_image(image: Bytes) -> None:

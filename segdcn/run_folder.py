@@ -108,15 +108,16 @@ def run_folder_of(checkpoint: Path) -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours, plain values and tensors only.
 
-    Raises: ValueError in one line when the file is damaged or not from segdcn.
+    Raises: FileNotFoundError, or ValueError when the file is damaged or not from segdcn; one line each.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # torch.load raises many kinds: zip, pickle, EOF, runtime
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint, it may be truncated: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint: it is damaged, truncated or no checkpoint ({type(error).__name__})"
+        ) from error
     if not isinstance(checkpoint, dict) or "segdcn" not in checkpoint:
         raise ValueError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
     return checkpoint

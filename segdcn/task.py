@@ -72,7 +72,7 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, auxiliary = self.network(batch["image"], with_auxiliary=True)
-        loss = self.loss(logits, batch["label"])
+        loss: Tensor = self.loss(logits, batch["label"])
         if auxiliary is not None:
             loss = loss + self.auxiliary_weight * self.loss(auxiliary, batch["label"])
         if batch_idx == 0:
@@ -82,9 +82,7 @@ class SegmentationTask(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(
-            parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult)
-        )
+        optimizer = self.optimizer_factory(parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_mult"]
         schedule = self.schedule_factory(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
@@ -117,7 +115,8 @@ class SegmentationTask(pl.LightningModule):
         figures |= {f"{stage}/{name}": value for name, value in result.items() if name != "iou"}
         figures |= {f"{stage}/iou/{name}": iou for name, iou in zip(self.class_names, result["iou"], strict=True)}
         # every process holds the same figures already; sync_dist only states that
-        self.log_dict({key: torch.as_tensor(value, dtype=torch.float32) for key, value in figures.items()}, sync_dist=True)
+        plain = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in figures.items()}
+        self.log_dict(plain, sync_dist=True)
         self.metrics.reset()
         self.mean_loss.reset()
 

@@ -60,7 +60,12 @@ def train(config: DictConfig) -> float:
         task, datamodule=data, ckpt_path=best if best.exists() else None, weights_only=True, verbose=False
     )[0]
     if trainer.is_global_zero:
-        protocol = {"split": "val", "checkpoint": best.name, "inference": "whole image, single scale", "seed": config.seed}
+        protocol = {
+            "split": "val",
+            "checkpoint": best.name,
+            "inference": "whole image, single scale",
+            "seed": config.seed,
+        }
         summarize(figures, "val", dataset.class_names, protocol, run / "metrics.json")
         print(f"pictures in {shown}/panels, figures in {shown}/metrics.json")
         print(f"evaluate with: segdcn-evaluate checkpoint={shown}/checkpoints/best.ckpt", flush=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segdcn.panels import GREEN, RED, WRONG, colorize, comparison_panel, sampling_panel
+from segdcn.panels import GREEN, RED, WRONG, central_pixels, colorize, comparison_panel, sampling_panel
 
 PALETTE = [(10, 20, 30), (200, 100, 0), (0, 150, 250)]
 NAMES = ["background", "disc", "star"]
@@ -135,3 +135,18 @@ def test_sampling_panel_has_a_tile_for_each_pixel() -> None:
     assert panel.height > 2 * 480  # two rows
     alone = sampling_panel(image, chosen[:1], "one pixel")
     assert count(panel, GREEN) == pytest.approx(5 * count(alone, GREEN), rel=0.02)
+
+
+def test_central_pixels_lie_deepest_inside_the_most_frequent_classes() -> None:
+    label = np.full((20, 31), 255, np.uint8)
+    label[:, :21] = 0
+    label[5:14, 22:31] = 4
+    label[0, 30] = 2
+    (row, column), other, last = central_pixels(label)
+    assert (other, last) == ((9, 26), (0, 30))
+    assert row in (9, 10)
+    assert column in range(9, 12)
+
+
+def test_an_image_without_labels_has_no_central_pixels() -> None:
+    assert central_pixels(np.full((4, 5), 255, np.uint8)) == []

@@ -2,7 +2,7 @@
 
 from segdcn.models.backbones import BACKBONES, Backbone, Features, build_backbone
 from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvision_deeplabv3
-from segdcn.models.deformable import deformable_layers, make_deformable
+from segdcn.models.deformable import deformable_layers, make_deformable, set_fixed_dilation
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "deformable_layers",
     "from_torchvision_deeplabv3",
     "make_deformable",
+    "set_fixed_dilation",
 ]

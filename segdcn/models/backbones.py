@@ -55,12 +55,10 @@ class ResNet(Backbone):
         stages: Sequence[nn.Sequential],
         channels: tuple[int, int, int],
         output_stride: int,
-        torchvision_dilation: bool = False,
     ) -> None:
         super().__init__(channels, output_stride)
         self.conv1, self.bn1, self.relu, self.maxpool = conv1, bn1, nn.ReLU(inplace=True), maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        _replace_stride(self.layer3, self.layer4, output_stride, torchvision_dilation)
 
     def forward(self, image: Tensor) -> Features:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
@@ -134,9 +132,8 @@ def build_backbone(
         width = whole.fc.in_features
         stages = (whole.layer1, whole.layer2, whole.layer3, whole.layer4)
         channels = (width // 8, width // 2, width)
-        backbone = ResNet(
-            whole.conv1, whole.bn1, whole.maxpool, stages, channels, output_stride, torchvision_dilation
-        )
+        _replace_stride(whole.layer3, whole.layer4, output_stride, torchvision_dilation)
+        backbone = ResNet(whole.conv1, whole.bn1, whole.maxpool, stages, channels, output_stride)
     if weights is not None:
         file = torchvision_imagenet_file(name) if weights == "imagenet" else weights
         load_strictly(backbone, read_state_dict(file), file, classifier_names=whole.state_dict().keys())
@@ -166,16 +163,19 @@ def _dilate(stage: nn.Module, rate: int) -> None:
 
 
 def _build_resnet_tiny(output_stride: int, weights: str | None) -> ResNet:
-    """A residual network for a CPU: about 1 M parameters, five blocks."""
+    """A residual network for a CPU, about 0.5 M parameters: one block a stage, never dilated.
+
+    Dilation preserves what pretrained filters expect where a stride is taken out; this network has none.
+    """
     backbone = ResNet(
         nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),
         nn.Identity(),  # the first stage is strided instead of a pooling
         [
-            nn.Sequential(_downsampling_block(32, 32)),
-            nn.Sequential(_downsampling_block(32, 64)),
-            nn.Sequential(_downsampling_block(64, 96)),
-            nn.Sequential(_downsampling_block(96, 128), BasicBlock(128, 128)),
+            nn.Sequential(_block(32, 32, stride=2)),
+            nn.Sequential(_block(32, 48, stride=2)),
+            nn.Sequential(_block(48, 96, stride=2 if output_stride >= 16 else 1)),
+            nn.Sequential(_block(96, 128, stride=2 if output_stride >= 32 else 1)),
         ],
         (32, 96, 128),
         output_stride,
@@ -190,11 +190,11 @@ def _build_resnet_tiny(output_stride: int, weights: str | None) -> ResNet:
     return backbone
 
 
-def _downsampling_block(channels_in: int, channels_out: int) -> BasicBlock:
+def _block(channels_in: int, channels_out: int, stride: int) -> BasicBlock:
     shortcut = nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False), nn.BatchNorm2d(channels_out)
+        nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
     )
-    return BasicBlock(channels_in, channels_out, stride=2, downsample=shortcut)
+    return BasicBlock(channels_in, channels_out, stride=stride, downsample=shortcut)
 
 
 def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackbone:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn.models.backbones import Backbone, build_backbone
-from segdcn.models.deformable import make_deformable
+from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
 
 HEADS = ("paper", "aspp", "v3plus")
@@ -67,11 +67,14 @@ def build_deeplab(
     head_channels: int | None = None,
     auxiliary: bool = False,
     torchvision_dilation: bool = False,
+    fixed_dilation: int | None = None,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
     backbone, output_stride, weights, torchvision_dilation: see ``build_backbone``.
     head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
+    fixed_dilation: dilation of the backbone's last three 3x3 convolutions, see ``set_fixed_dilation``; None leaves
+    what the output stride asks for.
     head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
@@ -90,6 +93,8 @@ def build_deeplab(
         )
 
     body = build_backbone(backbone, output_stride, weights, torchvision_dilation)
+    if fixed_dilation is not None:
+        set_fixed_dilation(body, fixed_dilation)
     if deform.layers > 0:
         make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
     classify: nn.Module

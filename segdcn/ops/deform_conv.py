@@ -5,6 +5,7 @@ Legend: N batch, C channels, H x W input map, Ho x Wo output map, K = kh * kw ke
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
@@ -41,19 +42,13 @@ def deform_conv2d(
     Source: Dai et al. 2017, section 2.1; mask: Zhu et al. 2019, section 3.2.
     """
     stride, padding, dilation = _two(stride), _two(padding), _two(dilation)
-    _check_shapes(input, offset, weight, stride, padding, dilation, mask)
+    _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
     if backend == "auto":
         backend = _faster_backend(input)
     if backend == "gather":
         return _gather(input, offset, weight, bias, stride, padding, dilation, mask)
     if backend == "torchvision":
-        # A NaN offset ends the process in torchvision's CPU kernel; this far outside it contributes zero.
-        offset = torch.nan_to_num(offset, nan=-1e4, posinf=-1e4, neginf=-1e4)
-        with torch.autocast(input.device.type, enabled=False):  # no bf16 kernel on a CPU, fp32 island on CUDA
-            dtype = torch.promote_types(input.dtype, torch.float32)
-            tensors = [None if t is None else t.to(dtype) for t in (input, offset, weight, bias, mask)]
-            x, o, w, b, m = tensors
-            return torchvision.ops.deform_conv2d(x, o, w, b, stride, padding, dilation, m).to(input.dtype)
+        return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
     raise ValueError(f"backend must be auto, gather or torchvision, got {backend!r}")
 
 
@@ -62,6 +57,29 @@ def _faster_backend(input: Tensor) -> Backend:
     if input.device.type != "cpu" or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
         return "torchvision"
     return "gather"
+
+
+def _torchvision(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    mask: Tensor | None,
+) -> Tensor:
+    """torchvision's kernel, in float32 or float64: on a CPU it has none for bfloat16."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    # A NaN offset ends the process in the CPU kernel; this far outside any map it contributes zero.
+    offset = torch.nan_to_num(offset.to(dtype), nan=-1e9, posinf=-1e9, neginf=-1e9)
+    x, w, b, m = (None if t is None else t.to(dtype) for t in (input, weight, bias, mask))
+    # Entered only where it matters: torch.export would keep the context as a node of its own, unknown to ONNX.
+    device = input.device.type
+    no_autocast = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    with no_autocast:
+        output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
+    return output.to(input.dtype)
 
 
 def _gather(
@@ -85,7 +103,8 @@ def _gather(
     y, x = y.permute(0, 3, 4, 2, 1), x.permute(0, 3, 4, 2, 1)
     index, corner = bilinear_corners(y, x, height, width)
     if mask is not None:
-        corner = corner * mask.to(corner.dtype).view(n, offset_groups, k, out_h, out_w).permute(0, 3, 4, 2, 1)[..., None]
+        mask = mask.to(corner.dtype).view(n, offset_groups, k, out_h, out_w)
+        corner = corner * mask.permute(0, 3, 4, 2, 1)[..., None]
     image = torch.arange(n, device=input.device).view(n, 1, 1, 1, 1, 1) * (height * width)
     group = torch.arange(offset_groups, device=input.device).view(-1, 1)
     rows = input.permute(0, 2, 3, 1).reshape(n * height * width * offset_groups, channels // offset_groups)
@@ -98,11 +117,11 @@ def _gather(
             samples.dtype
         )
     elif channels_per_group == 1 and channels_out == channels:  # depthwise: a weighted sum
-        kernel = weight.view(channels, k).t().to(samples.dtype)
+        kernel = weight.reshape(channels, k).t().to(samples.dtype)
         output = torch.einsum("pkc,kc->pc", samples.view(positions, k, channels), kernel)
     else:
         columns = samples.view(positions, k, groups, channels_per_group)
-        kernel = weight.view(groups, channels_out // groups, channels_per_group, k).to(samples.dtype)
+        kernel = weight.reshape(groups, channels_out // groups, channels_per_group, k).to(samples.dtype)
         output = torch.einsum("pkgc,gock->pgo", columns, kernel).reshape(positions, channels_out)
     if bias is not None:
         output = output + bias.to(output.dtype)
@@ -117,6 +136,7 @@ def _check_shapes(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
@@ -130,11 +150,16 @@ def _check_shapes(
     n, channels = input.shape[:2]
     kernel = weight.shape[2:]
     points = kernel[0] * kernel[1]
-    out = [
-        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
-    ]
+    out = [(input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    if min(out) < 1:
+        raise ValueError(f"input of {tuple(input.shape[2:])} pixels, padding included, is smaller than the kernel")
     if channels % weight.shape[1] != 0:
         raise ValueError(f"weight expects {weight.shape[1]} channels per group, which do not divide input's {channels}")
+    groups = channels // weight.shape[1]
+    if weight.shape[0] % groups != 0:
+        raise ValueError(f"weight has {weight.shape[0]} output channels, which its {groups} groups do not divide")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     offset_groups = offset.shape[1] // (2 * points)
     if offset_groups == 0 or offset.shape[1] != 2 * points * offset_groups or channels % offset_groups != 0:
         raise ValueError(
@@ -144,9 +169,7 @@ def _check_shapes(
     if offset.shape[0] != n or list(offset.shape[2:]) != out:
         raise ValueError(f"offset must be ({n}, {offset.shape[1]}, {out[0]}, {out[1]}), got {tuple(offset.shape)}")
     if mask is not None and tuple(mask.shape) != (n, points * offset_groups, out[0], out[1]):
-        raise ValueError(
-            f"mask must be ({n}, {points * offset_groups}, {out[0]}, {out[1]}), got {tuple(mask.shape)}"
-        )
+        raise ValueError(f"mask must be ({n}, {points * offset_groups}, {out[0]}, {out[1]}), got {tuple(mask.shape)}")
 
 
 class DeformConv2d(nn.Module):
@@ -222,12 +245,12 @@ class DeformConv2d(nn.Module):
         return predicted[:, : 2 * points], 2 * predicted[:, 2 * points :].sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Predict where to sample from ``input``, then convolve it there."""
         offset, mask = self.split_branch(self.offset(input))
-        return deform_conv2d(
-            input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask
-        )
+        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
     def extra_repr(self) -> str:
+        """As ``nn.Conv2d`` prints itself, and how it deforms."""
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         text += f", padding={self.padding}, dilation={self.dilation}"
         if self.groups != 1:

@@ -23,13 +23,14 @@ def kernel_points(
     half-precision coordinate is off by whole pixels on a large map.
     Source: Dai et al. 2017, section 2.1 (equation 2).
     """
-    n, _, out_h, out_w = offset.shape
+    n, channels, out_h, out_w = offset.shape
     kernel_h, kernel_w = kernel_size
+    points = kernel_h * kernel_w
     dtype = torch.promote_types(offset.dtype, torch.float32)
-    shift = offset.to(dtype).view(n, -1, kernel_h * kernel_w, 2, out_h, out_w)
+    shift = offset.to(dtype).view(n, channels // (2 * points), points, 2, out_h, out_w)
     rows = torch.arange(out_h, device=offset.device, dtype=dtype) * stride[0] - padding[0]
     columns = torch.arange(out_w, device=offset.device, dtype=dtype) * stride[1] - padding[1]
-    tap = torch.arange(kernel_h * kernel_w, device=offset.device)
+    tap = torch.arange(points, device=offset.device)
     tap_y = (tap // kernel_w * dilation[0]).to(dtype).view(-1, 1, 1)
     tap_x = (tap % kernel_w * dilation[1]).to(dtype).view(-1, 1, 1)
     return shift[:, :, :, 0] + (tap_y + rows.view(-1, 1)), shift[:, :, :, 1] + (tap_x + columns)
@@ -66,7 +67,12 @@ def bilinear_corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Ten
     left, right = left.clamp(min=0), right.clamp(max=width - 1)
     index = torch.stack((top + left, top + right, bottom + left, bottom + right), dim=-1)
     weight = torch.stack(
-        (weight_top * weight_left, weight_top * weight_right, weight_bottom * weight_left, weight_bottom * weight_right),
+        (
+            weight_top * weight_left,
+            weight_top * weight_right,
+            weight_bottom * weight_left,
+            weight_bottom * weight_right,
+        ),
         dim=-1,
     )
     return index, weight

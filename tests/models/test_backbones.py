@@ -31,13 +31,18 @@ def on_meta(name: str, output_stride: int, **options: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-@pytest.mark.parametrize("name", ["resnet_tiny", *RESNETS])
+@pytest.mark.parametrize("name", RESNETS)
 def test_dilation_of_every_3x3_layer_of_the_resnets(name: str, output_stride: int) -> None:
     layers = convolutions_3x3(on_meta(name, output_stride))
     assert layers
     for layer_name, conv in layers.items():
         rate = RATES[output_stride].get(layer_name.split(".")[0], 1)
         assert (conv.dilation, conv.padding) == ((rate, rate), (rate, rate)), layer_name
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_resnet_tiny_is_never_dilated(output_stride: int) -> None:
+    assert {conv.dilation for conv in convolutions_3x3(on_meta("resnet_tiny", output_stride)).values()} == {(1, 1)}
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])

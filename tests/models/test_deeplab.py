@@ -167,8 +167,8 @@ def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
         ({"head_channels": 0}, "head_channels must be positive, got 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
         ({"deform": Deform(layers=-1)}, "deform.layers must be 0 or more"),
-        ({"deform": Deform(layers=12)}, "the last 12 3x3 .* has 11 .* ask for 0 to 11"),
-        ({"deform": Deform(layers=1, offset_groups=3)}, "layer4.1.conv2 deformable: offset_groups"),
+        ({"deform": Deform(layers=12)}, "the last 12 3x3 .* has 9 .* ask for 0 to 9"),
+        ({"deform": Deform(layers=1, offset_groups=3)}, "layer4.0.conv2 deformable: offset_groups"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(options: dict, message: str) -> None:

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from segdcn.models import build_backbone, build_deeplab, deformable_layers, make_deformable
+from segdcn.models import (
+    Deform,
+    build_backbone,
+    build_deeplab,
+    deformable_layers,
+    make_deformable,
+    set_fixed_dilation,
+)
 from segdcn.ops import DeformConv2d
 
 RES5 = ["layer4.0.conv2", "layer4.1.conv2", "layer4.2.conv2"]
@@ -102,7 +109,7 @@ def test_a_second_call_goes_on_where_the_first_ended(calls: list[int]) -> None:
 def test_only_the_backbone_of_a_whole_network_is_changed() -> None:
     network = build_deeplab("resnet_tiny", "aspp", num_classes=3)
     names = make_deformable(network, 2)
-    assert names == ["backbone.layer4.1.conv1", "backbone.layer4.1.conv2"] == list(deformable_layers(network))
+    assert names == ["backbone.layer4.0.conv1", "backbone.layer4.0.conv2"] == list(deformable_layers(network))
 
 
 def test_a_shared_layer_stays_shared() -> None:
@@ -153,3 +160,30 @@ def test_the_gradient_reaches_every_offset_branch_and_the_old_weights() -> None:
         for part in (layer.weight, layer.offset.weight, layer.offset.bias):
             assert part.grad is not None, name
             assert part.grad.abs().max() > 0, name
+
+
+def test_fixed_dilation_keeps_size_and_weights_and_takes_the_layers_that_would_be_deformed() -> None:
+    plain, control = (build_deeplab("resnet18", "paper", 3, output_stride=16).eval() for _ in range(2))
+    control.load_state_dict(plain.state_dict())
+    names = set_fixed_dilation(control, 6)
+    assert names == make_deformable(plain, last=3)
+    for name in names:
+        assert control.get_submodule(name).dilation == (6, 6)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert control(image).shape == (1, 3, 64, 96)
+        assert not torch.equal(control(image), plain(image))
+
+
+def test_fixed_dilation_and_offsets_combine() -> None:
+    image = torch.randn(1, 3, 64, 96)
+    control = build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=2).eval()
+    deformed = build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=2, deform=Deform(layers=2)).eval()
+    deformed.load_state_dict(control.state_dict(), strict=False)
+    torch.testing.assert_close(deformed(image), control(image))
+
+
+@pytest.mark.parametrize("dilation", [0, -1])
+def test_fixed_dilation_must_be_positive(dilation: int) -> None:
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=dilation)
