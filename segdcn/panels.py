@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-IGNORE_INDEX = 255  # in every data set, after its own mapping
+from segdcn.data.dataset import IGNORE_INDEX
 
 TILE_SIZE = 480  # longest side of a tile in pixels
 MIN_TILE_WIDTH = 240  # room for a caption

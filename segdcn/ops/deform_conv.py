@@ -5,7 +5,6 @@ Legend: N batch, C channels, H x W input map, Ho x Wo output map, K = kh * kw ke
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
@@ -53,7 +52,7 @@ def deform_conv2d(
 
 
 def _faster_backend(input: Tensor) -> Backend:
-    """On a CPU the gather backend is several times faster (README, "Speed"); exports need the standard operator."""
+    """On a CPU gather is several times faster (scripts/time_deform_conv.py); exports need the standard operator."""
     if input.device.type != "cpu" or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
         return "torchvision"
     return "gather"
@@ -69,16 +68,12 @@ def _torchvision(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """torchvision's kernel, in float32 or float64: on a CPU it has none for bfloat16."""
+    """torchvision's kernel, in float32 or float64, under autocast too: on a CPU it has none for bfloat16."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     # A NaN offset ends the process in the CPU kernel; this far outside any map it contributes zero.
     offset = torch.nan_to_num(offset.to(dtype), nan=-1e9, posinf=-1e9, neginf=-1e9)
     x, w, b, m = (None if t is None else t.to(dtype) for t in (input, weight, bias, mask))
-    # Entered only where it matters: torch.export would keep the context as a node of its own, unknown to ONNX.
-    device = input.device.type
-    no_autocast = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    with no_autocast:
-        output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
+    output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
     return output.to(input.dtype)
 
 
