@@ -31,7 +31,7 @@ class Shapes:
     and the first images of a split stay the same whatever the split's size.
     """
 
-    class_names: Sequence[str] = ("background", "disc", "ring", "cross", "horseshoe", "crescent")
+    class_names: Sequence[str] = ("background", "disc", "ring", "cross", "star", "crescent")
     palette: Sequence[tuple[int, int, int]] = (
         (40, 40, 48),
         (230, 97, 1),
@@ -105,7 +105,7 @@ def _silhouette(rng: np.random.Generator, kind: int) -> NDArray[np.bool_]:
     elif kind == 3:
         inside = (np.minimum(np.abs(u), np.abs(v)) < 0.3) & (np.maximum(np.abs(u), np.abs(v)) < 1)
     elif kind == 4:
-        inside = (distance > 0.5) & (distance < 1) & (np.abs(np.arctan2(v, u)) > 0.7)
+        inside = distance < 0.65 + 0.4 * np.cos(5 * np.arctan2(v, u))
     else:
         inside = (distance < 1) & (np.hypot(u - 0.55, v) > 0.75)
     return np.asarray(inside)
