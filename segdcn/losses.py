@@ -38,9 +38,7 @@ class SegmentationLoss(nn.Module):
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if ohem_fraction is not None and not 0.0 < ohem_fraction <= 1.0:
-            raise ValueError(
-                f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}"
-            )
+            raise ValueError(f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}")
         if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
             raise ValueError(f"class_weights must be finite and not negative, got {list(class_weights)}")
         self.ignore_index = ignore_index

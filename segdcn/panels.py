@@ -75,16 +75,12 @@ def comparison_panel(
         raise ValueError(f"there are {len(class_names)} class names, but {len(palette)} colours")
     for name, values in (("label", label), ("prediction", prediction)):
         if values.shape != image.shape[:2]:
-            raise ValueError(
-                f"{name} {values.shape} and image {image.shape[:2]} must have the same height and width"
-            )
+            raise ValueError(f"{name} {values.shape} and image {image.shape[:2]} must have the same height and width")
         _check_labels(name, values, len(palette))
 
     valid = label != IGNORE_INDEX
     wrong = valid & (label != prediction)
-    errors = (
-        f"errors, {wrong.sum() / valid.sum():.1%} of labelled pixels" if valid.any() else "errors, no labels"
-    )
+    errors = f"errors, {wrong.sum() / valid.sum():.1%} of labelled pixels" if valid.any() else "errors, no labels"
     photograph = _resize(image, Image.Resampling.BICUBIC)
     shown_label, shown_prediction, shown_wrong = (
         _resize(values, Image.Resampling.NEAREST) for values in (label, prediction, wrong)
@@ -104,9 +100,7 @@ def comparison_panel(
     return _sheet(tiles, legend, title)
 
 
-def sampling_panel(
-    image: Bytes, points: Sequence[tuple[tuple[int, int], Array]], title: str = ""
-) -> Image.Image:
+def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]], title: str = "") -> Image.Image:
     """One tile per chosen pixel: the pixel in green, the points that the network samples for it in red.
 
     Points outside the image are not drawn; the caption counts them.

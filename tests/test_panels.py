@@ -21,7 +21,8 @@ def count(panel: object, colour: tuple[int, int, int]) -> int:
 def test_colorize(dtype: type) -> None:
     label = np.array([[0, 1, 2], [2, 255, 1]], dtype=dtype)
     picture = colorize(label, PALETTE)
-    assert picture.dtype == np.uint8 and picture.shape == (2, 3, 3)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (2, 3, 3)
     for (y, x), value in np.ndenumerate(label):
         if value != 255:
             assert tuple(picture[y, x]) == PALETTE[value]
@@ -55,7 +56,8 @@ def test_small_images_are_enlarged_by_a_whole_factor() -> None:
     image, label, prediction = shown(24, 36)
     panel = comparison_panel(image, label, prediction, NAMES, PALETTE, "epoch 3")
     factor = 480 // 36
-    assert panel.width > 4 * 36 * factor and panel.height > 24 * factor
+    assert panel.width > 4 * 36 * factor
+    assert panel.height > 24 * factor
     wrong = 6 * 10 * factor**2  # in the error map, each wrong pixel becomes a block
     assert wrong < count(panel, WRONG) < wrong + 20 * 20  # and the swatch of the legend
     # class 2 is only in the prediction, which shows it as the same block, and in the legend
@@ -66,9 +68,11 @@ def test_legend_lists_only_what_is_there() -> None:
     image, label, _ = shown()
     label[:4] = 0
     panel = comparison_panel(image, label, label, NAMES, PALETTE)
-    assert count(panel, WRONG) == 0 and count(panel, PALETTE[2]) == 0
+    assert count(panel, WRONG) == 0
+    assert count(panel, PALETTE[2]) == 0
     bottom = pixels(panel)[-30:]  # the legend's only line
-    assert count(bottom, PALETTE[0]) > 100 and count(bottom, PALETTE[1]) > 100
+    assert count(bottom, PALETTE[0]) > 100
+    assert count(bottom, PALETTE[1]) > 100
 
     with_ignored = comparison_panel(image, shown()[1], label, NAMES, PALETTE)
     hatch = tuple(colorize(np.array([[255]]), PALETTE)[0, 0])
@@ -78,7 +82,8 @@ def test_legend_lists_only_what_is_there() -> None:
 def test_large_images_are_shrunk() -> None:
     image, label, prediction = shown(512, 1024)
     panel = comparison_panel(image, label, prediction, NAMES, PALETTE)
-    assert 4 * 480 < panel.width < 4 * 520 and 240 < panel.height < 340
+    assert 4 * 480 < panel.width < 4 * 520
+    assert 240 < panel.height < 340
 
 
 def test_legend_of_many_classes_wraps() -> None:

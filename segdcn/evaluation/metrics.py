@@ -60,9 +60,7 @@ class SegmentationMetrics(Metric):
             )
         for name, values in (("prediction", prediction), ("label", label)):
             if values.is_floating_point():
-                raise ValueError(
-                    f"{name} must hold integer class numbers, got {values.dtype}: take the argmax first"
-                )
+                raise ValueError(f"{name} must hold integer class numbers, got {values.dtype}: take the argmax first")
         if label.numel() == 0:
             return
 

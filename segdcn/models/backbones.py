@@ -84,9 +84,7 @@ class MobileNetV2(Backbone):
 class TimmBackbone(Backbone):
     """Any timm network that offers feature maps at a chosen output stride."""
 
-    def __init__(
-        self, network: nn.Module, channels: tuple[int, int, int], output_stride: int, low_index: int
-    ) -> None:
+    def __init__(self, network: nn.Module, channels: tuple[int, int, int], output_stride: int, low_index: int) -> None:
         super().__init__(channels, output_stride)
         self.network = network
         self.low_index = low_index
@@ -121,9 +119,7 @@ def build_backbone(
     if name == "resnet_tiny":
         return _build_resnet_tiny(output_stride, weights)
     if name not in BACKBONES:
-        raise ValueError(
-            f"no backbone {name!r}; there are {', '.join(_closest_first(name, BACKBONES))} and timm/NAME"
-        )
+        raise ValueError(f"no backbone {name!r}; there are {', '.join(_closest_first(name, BACKBONES))} and timm/NAME")
 
     whole = torchvision.models.get_model(name, weights=None)
     if name == "mobilenet_v2":
@@ -217,15 +213,12 @@ def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackb
         ) from error
     except (TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"timm/{name} gives no features at output_stride {output_stride}: {reason}"
-        ) from error
+        raise ValueError(f"timm/{name} gives no features at output_stride {output_stride}: {reason}") from error
 
     channels, strides = network.feature_info.channels(), network.feature_info.reduction()
     if strides[-1] != output_stride or 4 not in strides:
         raise ValueError(
-            f"timm/{name} has feature maps at strides {strides}; "
-            f"stride 4 and output_stride {output_stride} are needed"
+            f"timm/{name} has feature maps at strides {strides}; stride 4 and output_stride {output_stride} are needed"
         )
     low = len(strides) - 1 - strides[::-1].index(4)
     if weights not in (None, "imagenet"):
@@ -233,9 +226,7 @@ def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackb
             whole = timm.create_model(name).state_dict()
         # timm flattens some networks for features_only: stages.0.weight becomes stages_0.weight
         own = {key.replace(".", "_"): key for key in network.state_dict()}
-        state = {
-            own.get(key.replace(".", "_"), key): value for key, value in read_state_dict(weights).items()
-        }
+        state = {own.get(key.replace(".", "_"), key): value for key, value in read_state_dict(weights).items()}
         load_strictly(network, state, weights, classifier_names=whole.keys())
     return TimmBackbone(network, (channels[low], channels[-2], channels[-1]), output_stride, low)
 

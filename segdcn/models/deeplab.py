@@ -138,8 +138,6 @@ def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Te
     for key, value in state_dict.items():
         old = next((prefix for prefix in names if key.startswith(prefix)), None)
         if old is None:
-            raise ValueError(
-                f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101"
-            )
+            raise ValueError(f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101")
         renamed[names[old] + key.removeprefix(old)] = value
     return renamed

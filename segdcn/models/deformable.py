@@ -7,9 +7,7 @@ from torch import nn
 from segdcn.ops import DeformConv2d
 
 
-def make_deformable(
-    network: nn.Module, last: int = 3, modulated: bool = False, offset_groups: int = 1
-) -> list[str]:
+def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, offset_groups: int = 1) -> list[str]:
     """Make the last 3x3 convolutions of a network deformable, in place; return their names in network order.
 
     They keep their weights, and the network computes the same function until the offset branches are trained.
@@ -83,9 +81,7 @@ def _convolutions_3x3(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
 def _deformed(name: str, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> DeformConv2d:
     # A subclass may compute something else: other padding (timm's Conv2dSame), standardised weights, ...
     if type(conv) is not nn.Conv2d:
-        raise ValueError(
-            f"cannot make {name} deformable: it is a {type(conv).__name__}, not a plain nn.Conv2d"
-        )
+        raise ValueError(f"cannot make {name} deformable: it is a {type(conv).__name__}, not a plain nn.Conv2d")
     try:
         return DeformConv2d.from_conv(conv, modulated=modulated, offset_groups=offset_groups)
     except ValueError as error:

@@ -73,9 +73,7 @@ class ImagePooling(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         norm = self[2]
         if len(x) == 1 and isinstance(norm, nn.BatchNorm2d) and norm.training:
-            raise ValueError(
-                "image pooling cannot train on a batch of one image: use a batch size of 2 or more"
-            )
+            raise ValueError("image pooling cannot train on a batch of one image: use a batch size of 2 or more")
         size = x.shape[-2:]
         for layer in self:
             x = layer(x)
@@ -121,9 +119,7 @@ class V3PlusHead(nn.Module):
         super().__init__()
         self.aspp = ASPP(in_channels, ASPP_RATES[output_stride], channels, image_pooling)
         self.reduce = _conv_bn_relu(low_level_channels, 48, 1)
-        self.fuse = nn.Sequential(
-            _conv_bn_relu(channels + 48, channels, 3), _conv_bn_relu(channels, channels, 3)
-        )
+        self.fuse = nn.Sequential(_conv_bn_relu(channels + 48, channels, 3), _conv_bn_relu(channels, channels, 3))
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:

@@ -22,9 +22,7 @@ class _LayerCall:
         return self.taps.shape[2], self.taps.shape[3]
 
 
-def sampling_points(
-    network: nn.Module, image: Tensor, pixels: list[tuple[int, int]], layers: int = 3
-) -> list[Tensor]:
+def sampling_points(network: nn.Module, image: Tensor, pixels: list[tuple[int, int]], layers: int = 3) -> list[Tensor]:
     """The points of the image that the last deformable layers sample for a few chosen pixels.
 
     Source: Dai et al. 2017, Figure 6. The unit over the pixel is followed through its kernel taps, from the
@@ -49,17 +47,13 @@ def sampling_points(
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"sampling_points needs one image (1, 3, H, W), got {tuple(image.shape)}")
     if network.training:
-        raise ValueError(
-            "sampling_points needs network.eval(): in training mode it would change the statistics"
-        )
+        raise ValueError("sampling_points needs network.eval(): in training mode it would change the statistics")
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
     height, width = image.shape[2:]
     for row, col in pixels:
         if not (0 <= row < height and 0 <= col < width):
-            raise ValueError(
-                f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels"
-            )
+            raise ValueError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
 
     chain = _last_chain(_record_calls(network, image), layers)
     result = []

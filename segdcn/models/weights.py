@@ -69,22 +69,14 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"weights file {file} does not exist; set model.weights to imagenet, a file or null"
-        )
+        raise FileNotFoundError(f"weights file {file} does not exist; set model.weights to imagenet, a file or null")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
-        raise ValueError(
-            f"weights file {file} is damaged or not a state dict ({_first_line(error)})"
-        ) from error
+        raise ValueError(f"weights file {file} is damaged or not a state dict ({_first_line(error)})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
-    if (
-        not isinstance(state, Mapping)
-        or not state
-        or not all(isinstance(value, Tensor) for value in state.values())
-    ):
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights file {file} holds no state dict (names to tensors)")
     return dict(state)
 

@@ -186,9 +186,7 @@ def test_values_out_of_range_are_named(prediction: int, label: int, message: str
 @pytest.mark.parametrize("shape", [(1, 7, 5), (1, 3, 5, 7), (5, 7)])
 def test_wrong_shapes_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="same size") as error:
-        SegmentationMetrics(3).update(
-            torch.zeros(shape, dtype=torch.int64), torch.zeros(1, 5, 7, dtype=torch.int64)
-        )
+        SegmentationMetrics(3).update(torch.zeros(shape, dtype=torch.int64), torch.zeros(1, 5, 7, dtype=torch.int64))
     assert str(shape) in str(error.value)
 
 

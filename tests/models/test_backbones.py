@@ -57,9 +57,7 @@ def test_dilation_of_every_depthwise_layer_of_mobilenet(output_stride: int) -> N
 
 
 @pytest.mark.parametrize(("output_stride", "layer3", "layer4"), [(8, [1, 2], [2, 4]), (16, [1, 1], [1, 2])])
-def test_torchvision_dilation_is_torchvisions(
-    output_stride: int, layer3: list[int], layer4: list[int]
-) -> None:
+def test_torchvision_dilation_is_torchvisions(output_stride: int, layer3: list[int], layer4: list[int]) -> None:
     import torchvision
 
     ours = on_meta("resnet50", output_stride, torchvision_dilation=True)
@@ -105,9 +103,7 @@ def test_dilated_features_on_the_coarse_grid_are_those_of_the_strided_network(si
     torch.testing.assert_close(fine.low, coarse.low)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet_tiny", "resnet18", "resnet50", "mobilenet_v2", TIMM, "timm/resnet18"]
-)
+@pytest.mark.parametrize("name", ["resnet_tiny", "resnet18", "resnet50", "mobilenet_v2", TIMM, "timm/resnet18"])
 def test_3x3_layers_are_defined_in_the_order_of_execution(name: str) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
@@ -137,9 +133,7 @@ def test_wrong_settings_are_refused_in_one_line(name: str, options: dict, messag
 
 def test_timm_names_and_strides_are_checked() -> None:
     pytest.importorskip("timm")
-    with pytest.raises(
-        ValueError, match=r"timm has no network 'tf_efficientnet_light0'; .* tf_efficientnet_lite0"
-    ):
+    with pytest.raises(ValueError, match=r"timm has no network 'tf_efficientnet_light0'; .* tf_efficientnet_lite0"):
         build_backbone("timm/tf_efficientnet_light0", 16)
     with pytest.raises(ValueError, match="timm/vit_tiny_patch16_224 gives no features at output_stride 16"):
         build_backbone("timm/vit_tiny_patch16_224", 16)

@@ -32,9 +32,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    head=st.sampled_from(HEADS), n=st.integers(1, 3), height=st.integers(17, 70), width=st.integers(17, 70)
-)
+@given(head=st.sampled_from(HEADS), n=st.integers(1, 3), height=st.integers(17, 70), width=st.integers(17, 70))
 def test_logits_have_the_size_of_the_image(
     networks: dict[str, nn.Module], head: str, n: int, height: int, width: int
 ) -> None:
@@ -104,9 +102,7 @@ def test_the_papers_head_is_two_linear_maps_per_pixel() -> None:
     high = torch.randn(2, 6, 4, 7)
     weights = [head.fc6.weight[:, :, 0, 0], head.classifier.weight[:, :, 0, 0]]
     assert [tuple(weight.shape) for weight in weights] == [(1024, 6), (3, 1024)]
-    expected = torch.einsum(
-        "kc,ncyx->nkyx", weights[1], torch.einsum("ci,niyx->ncyx", weights[0], high).clamp(min=0)
-    )
+    expected = torch.einsum("kc,ncyx->nkyx", weights[1], torch.einsum("ci,niyx->ncyx", weights[0], high).clamp(min=0))
     torch.testing.assert_close(head(Features(high, high, high)), expected)
     assert weights[0].std().item() == pytest.approx(0.01, rel=0.1)
 

@@ -32,9 +32,7 @@ class ForeignNet(nn.Module):
         self.body = nn.ModuleDict(
             {
                 "a": nn.Conv2d(8, 12, 3, stride=2, padding=1),
-                "b": nn.Sequential(
-                    nn.GELU(), nn.Conv2d(12, 12, 3, padding=2, dilation=2, groups=4, bias=False)
-                ),
+                "b": nn.Sequential(nn.GELU(), nn.Conv2d(12, 12, 3, padding=2, dilation=2, groups=4, bias=False)),
                 "c": nn.Conv2d(12, 6, (3, 1), padding=(1, 0)),
             }
         )
@@ -54,9 +52,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("last", "names"), [(0, []), (1, RES5[2:]), (2, RES5[1:]), (3, RES5), (6, RES4 + RES5)]
-)
+@pytest.mark.parametrize(("last", "names"), [(0, []), (1, RES5[2:]), (2, RES5[1:]), (3, RES5), (6, RES4 + RES5)])
 def test_the_papers_layers_of_resnet101(last: int, names: list[str]) -> None:
     with torch.device("meta"):
         network = build_backbone("resnet101", 16)

@@ -22,9 +22,7 @@ def ordered(points: Tensor) -> list[tuple[float, ...]]:
 
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("offset_groups", [1, 2])
-def test_undeformed_layers_give_the_grid_of_the_stacked_convolutions(
-    modulated: bool, offset_groups: int
-) -> None:
+def test_undeformed_layers_give_the_grid_of_the_stacked_convolutions(modulated: bool, offset_groups: int) -> None:
     network = stack(1, 2, 3, modulated=modulated, offset_groups=offset_groups)
     (points,) = sampling_points(network, torch.randn(1, 3, 80, 120), [(41, 62)])  # cell (10, 15) of 20 x 30
     steps = [[(dy * d, dx * d) for dy in (-1, 0, 1) for dx in (-1, 0, 1)] for d in (1, 2, 3)]
@@ -57,9 +55,7 @@ def test_offsets_move_the_points_and_are_read_at_the_nearest_cell() -> None:
             y = row + qy - 1 + offset[index, row, col].item()
             x = col + qx - 1 + offset[index + 1, row, col].item()
             expected.append(((y + 0.5) * 4 - 0.5, (x + 0.5) * 4 - 0.5))
-    torch.testing.assert_close(
-        torch.tensor(ordered(points)), torch.tensor(sorted(expected)), atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(torch.tensor(ordered(points)), torch.tensor(sorted(expected)), atol=2e-3, rtol=0)
 
 
 def test_taps_outside_the_map_stay_as_one_point_each() -> None:
@@ -67,9 +63,7 @@ def test_taps_outside_the_map_stay_as_one_point_each() -> None:
     # In the corner 4 of 9 taps are inside and become 9 points each; the other 5 stay.
     assert len(points) == 4 * 9 + 5
     outside = (points < -0.5).any(dim=1)
-    assert (
-        outside.sum() == 5 + 5 + 3 + 3
-    )  # the taps of (0, 0), (0, 1), (1, 0) beyond the border; (1, 1) has none
+    assert outside.sum() == 5 + 5 + 3 + 3  # the taps of (0, 0), (0, 1), (1, 0) beyond the border; (1, 1) has none
 
 
 def test_layers_limits_the_chain() -> None:
@@ -80,9 +74,7 @@ def test_layers_limits_the_chain() -> None:
 
 
 def test_chain_ends_where_the_resolution_changes() -> None:
-    network = nn.Sequential(
-        DeformConv2d(3, 3, 3, padding=1), nn.AvgPool2d(2), DeformConv2d(3, 3, 3, padding=1)
-    ).eval()
+    network = nn.Sequential(DeformConv2d(3, 3, 3, padding=1), nn.AvgPool2d(2), DeformConv2d(3, 3, 3, padding=1)).eval()
     (points,) = sampling_points(network, torch.randn(1, 3, 16, 24), [(8, 9)])
     assert ordered(points) == sorted(
         ((4 + y + 0.5) * 2 - 0.5, (4 + x + 0.5) * 2 - 0.5) for y in (-1, 0, 1) for x in (-1, 0, 1)

