@@ -24,13 +24,15 @@ from segdcn.assembly import (
 def train(config: DictConfig) -> float:
     """Train what ``config`` describes into ``config.output_dir``; returns the best checkpoint's val mIoU."""
     from pytorch_lightning import seed_everything
+    from pytorch_lightning.utilities import rank_zero_only
 
     from segdcn.evaluation.summary import summarize
     from segdcn.models import deformable_layers
     from segdcn.run_folder import environment, write_json, write_text
 
     run, shown = Path(config.output_dir), os.path.relpath(config.output_dir)
-    if not config.resume and (run / "config.yaml").exists():
+    first_process = rank_zero_only.rank == 0  # known from the environment, before there is a Trainer
+    if first_process and not config.resume and (run / "config.yaml").exists():
         raise ValueError(f"{shown} holds a run already: continue it with resume={shown} or choose another output_dir")
     seed_everything(config.seed, workers=True, verbose=False)
 

@@ -1,0 +1,28 @@
+"""Runs that several tests look at."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from runs import SMALL, process
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """``segdcn-train`` as a newcomer's process, in an empty folder."""
+
+    folder: Path
+    output: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
+    """With everything switched on; tests copy the folder before they change anything in it."""
+    cwd = tmp_path_factory.mktemp("first_run")
+    output = process(cwd, "-m", "segdcn.train", *SMALL, "callbacks.panels.images=2")
+    assert output.returncode == 0, output.stderr
+    (folder,) = (cwd / "runs" / "shapes").iterdir()
+    return FirstRun(folder, output)

@@ -1,0 +1,76 @@
+"""Who may import whom, read from the source: at the top of a file or within a function, it counts alike."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "segdcn"
+COMMANDS = {"segdcn.train", "segdcn.evaluate"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Everything outside the standard library that a part may import; the longest matching name counts.
+ALLOWED = {
+    "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
+    "segdcn.models": {"torch", "torchvision", "timm", "segdcn.ops", "segdcn.models"},
+    "segdcn.losses": {"torch"},
+    "segdcn.evaluation.metrics": {"torch", "torchmetrics"},
+    "segdcn.data": {"torch", "numpy", "cv2", "PIL", "albumentations", "segdcn.data"},
+    "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
+}
+LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.assembly", *COMMANDS}
+HYDRA = {"segdcn.assembly", *COMMANDS}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the imported modules, without those of the standard library."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            found.add(node.module)
+            # `from segdcn import task` names a module too
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "segdcn"}
+    return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names} - {"segdcn"}
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text("import os, hydra.utils\ndef f():\n    from segdcn import task\n    from torch import nn\n")
+    assert imports(file) == {"hydra.utils", "segdcn.task", "torch"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_each_part_imports_what_it_may(path: Path) -> None:
+    name, imported = module_name(path), imports(path)
+    rule = max((part for part in ALLOWED if within(name, {part})), key=len, default=None)
+    if rule is not None:
+        assert not {other for other in imported if not within(other, ALLOWED[rule])}
+    if name not in LIGHTNING:
+        assert not {other for other in imported if within(other, {"pytorch_lightning", "lightning"})}
+    if name not in HYDRA:
+        assert not {other for other in imported if within(other, {"hydra", "omegaconf"})}
+    assert not imported & COMMANDS, "nothing imports a command"
+    if name == "segdcn.task":
+        ours = {other for other in imported if other.startswith("segdcn.")}
+        assert ours <= {"segdcn.losses", "segdcn.evaluation", "segdcn.optim"}
+
+
+def test_the_table_speaks_of_modules_that_exist() -> None:
+    names = {module_name(path) for path in FILES}
+    assert {*ALLOWED, *LIGHTNING, *HYDRA} <= names

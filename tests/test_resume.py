@@ -1,0 +1,180 @@
+"""A run that was stopped, however and wherever, ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FirstRun
+from runs import BARE, assert_same_checkpoint, call, compose, one_line, process
+
+from segdcn.task import SegmentationTask
+from segdcn.train import main, train
+
+# Five steps an epoch, fifteen in all; dropout, and an augmentation that draws.
+RUN = (
+    *BARE,
+    "name=test",
+    "dataset.train_images=40",
+    "datamodule.scale=[0.5,2.0]",
+    "datamodule.photometric=0.3",
+    "trainer.max_epochs=3",
+)
+EVERY_3_STEPS = "callbacks.last_within_epoch.every_n_train_steps=3"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(compose("train", *RUN, f"output_dir={folder}"))
+    return folder
+
+
+def steps_saved(folder: Path) -> int:
+    return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same_checkpoint(folder / "checkpoints" / name, whole / "checkpoints" / name)
+    for name in ("metrics.csv", "metrics.json"):
+        assert (folder / name).read_text() == (whole / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("moment", "step", "setting", "saved"),
+    [
+        pytest.param("train", 9, (EVERY_3_STEPS, "datamodule.num_workers=2"), 9, id="in_the_middle_of_an_epoch"),
+        pytest.param("train", 10, (), 10, id="at_the_start_of_an_epoch", marks=pytest.mark.slow),
+        pytest.param("validation", 10, (EVERY_3_STEPS,), 9, id="before_validation", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_run_ends_like_the_uninterrupted_one(
+    whole: Path, tmp_path: Path, moment: str, step: int, setting: tuple[str, ...], saved: int
+) -> None:
+    folder = tmp_path / "run"
+    script = str(Path(__file__).with_name("killed.py"))
+    killed = process(tmp_path, script, moment, str(step), *RUN, *setting, f"output_dir={folder}")
+    assert killed.returncode == -9, killed.stderr
+    assert not (folder / "metrics.json").exists()
+    assert steps_saved(folder) == saved
+    assert call(main, f"resume={folder}") == 0
+    assert_same_run(folder, whole)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, hook: str, step: int) -> None:
+    """End the next run by an exception in a hook of its task, once it has made ``step`` steps."""
+    original = getattr(SegmentationTask, hook)
+
+    def stopping(self: SegmentationTask, *arguments: Any) -> None:
+        if self.trainer.global_step == step and not self.trainer.sanity_checking:
+            raise _StoppedError
+        original(self, *arguments)
+
+    monkeypatch.setattr(SegmentationTask, hook, stopping)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "setting", "saved"),
+    [
+        pytest.param("on_train_batch_start", 10, "seed=0", 10, id="at_the_start_of_an_epoch"),
+        # The fifth step is an epoch's last: a checkpoint there would make Lightning skip that epoch's validation.
+        pytest.param(
+            "on_validation_start", 10, EVERY_3_STEPS.replace("3", "5"), 5, id="asked_to_save_at_the_last_batch"
+        ),
+        pytest.param("on_train_batch_start", 2, EVERY_3_STEPS.replace("3", "1"), 2, id="in_the_first_epoch"),
+    ],
+)
+def test_stopped_run_ends_like_the_uninterrupted_one(
+    whole: Path, tmp_path: Path, hook: str, step: int, setting: str, saved: int
+) -> None:
+    config = compose("train", *RUN, setting, f"output_dir={tmp_path}")
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, hook, step)
+        with pytest.raises(_StoppedError):
+            train(config)
+    assert steps_saved(tmp_path) == saved
+    assert call(main, f"resume={tmp_path}") == 0
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.fixture
+def copied_run(first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of two epochs that was moved to another place, under another name."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(first_run.folder, tmp_path / "moved")
+    return tmp_path / "moved"
+
+
+def test_moved_run_goes_on_longer_and_keeps_its_best(copied_run: Path, first_run: FirstRun) -> None:
+    last = copied_run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    # as if the best epoch so far had been better than any that follows
+    state = next(value for key, value in checkpoint["callbacks"].items() if "'val/miou'" in key)
+    best = torch.tensor(0.99)
+    state |= {"best_model_score": best, "kth_value": best, "best_k_models": {state["best_model_path"]: best}}
+    torch.save(checkpoint, last)
+    kept = (copied_run / "checkpoints" / "best.ckpt").read_bytes()
+    rows = (copied_run / "metrics.csv").read_text().splitlines()
+
+    assert call(main, "resume=moved", "trainer.max_epochs=4") == 0
+    longer = (copied_run / "metrics.csv").read_text().splitlines()
+    assert longer[:3] == rows
+    assert [row.split(",")[:2] for row in longer[3:]] == [["2", "12"], ["3", "16"]]
+    assert (copied_run / "checkpoints" / "best.ckpt").read_bytes() == kept
+    assert steps_saved(copied_run) == 16
+    # nothing was written where the run had been before
+    assert steps_saved(first_run.folder) == 8
+    assert list(copied_run.parent.iterdir()) == [copied_run]
+
+
+def test_finished_run_is_evaluated_again_and_nothing_else(copied_run: Path) -> None:
+    before = {name: (copied_run / name).read_text() for name in ("metrics.csv", "metrics.json", "config.yaml")}
+    assert call(main, f"resume={copied_run}/checkpoints/last.ckpt") == 0
+    assert before == {name: (copied_run / name).read_text() for name in before}
+    assert json.loads(before["metrics.json"])["checkpoint"] == "best.ckpt"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model=deeplab", "model.backbone=resnet18", "optimizer.lr=0.1", "output_dir=elsewhere", "seed=3"],
+)
+def test_what_cannot_change_in_a_resumed_run_is_refused(
+    copied_run: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    assert call(main, f"resume={copied_run}", override) == 1
+    message = one_line(capsys.readouterr().err)
+    assert override in message
+    assert "trainer.*" in message
+    assert not Path("elsewhere").exists()
+
+
+def test_data_may_have_moved_and_an_unknown_key_is_named(copied_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the default data set has no root, so Hydra asks for a plus
+    assert call(main, f"resume={copied_run}", "+dataset.root=PATH") == 1
+    assert "dataset.root=PATH does not fit the config" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("size", [0, 1000, -1000])
+def test_truncated_checkpoint_is_one_line(copied_run: Path, capsys: pytest.CaptureFixture[str], size: int) -> None:
+    last = copied_run / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:size])
+    assert call(main, "resume=moved") == 1
+    message = one_line(capsys.readouterr().err)
+    assert str(last.relative_to(Path.cwd())) in message
+    assert "truncated" in message
+
+
+def test_folder_without_a_checkpoint_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, f"resume={tmp_path}") == 1
+    assert "holds no checkpoints/last.ckpt" in one_line(capsys.readouterr().err)

@@ -1,0 +1,229 @@
+"""SegmentationTask: what learns how fast, which loss is minimised, and which figures come out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader
+
+from segdcn.losses import SegmentationLoss
+from segdcn.models import Deform, build_deeplab
+from segdcn.optim import constant, one_cycle, parameter_groups, poly
+from segdcn.task import SegmentationTask
+
+# Parameter groups
+
+
+@pytest.mark.parametrize("deform", [Deform(0), Deform(3), Deform(2, modulated=True, offset_groups=2)])
+def test_each_parameter_learns_by_its_role(deform: Deform) -> None:
+    network = build_deeplab("resnet_tiny", "paper", 6, 16, deform=deform, head_channels=16, auxiliary=True)
+    groups = parameter_groups(network, backbone_lr_mult=0.3, offset_lr_mult=0.01)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
+    optimizer = torch.optim.SGD(groups, lr=1.0, weight_decay=0.5)
+    settings_of = {id(p): (g["lr_mult"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in network.named_parameters():
+        if ".offset." in name:
+            expected = (0.01, 0.0)
+        else:
+            norm_or_bias = name.endswith(".bias") or parameter.ndim == 1
+            expected = (0.3 if name.startswith("backbone.") else 1.0, 0.0 if norm_or_bias else 0.5)
+        assert settings_of[id(parameter)] == expected, name
+    assert len({group["name"] for group in groups}) == len(groups) == (5 if deform.layers else 4)
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    network = build_deeplab("resnet_tiny", "paper", 6, 16, deform=Deform(3), head_channels=16)
+    network.backbone.requires_grad_(False)
+    assert {group["name"] for group in parameter_groups(network)} == {"head", "head_no_decay"}
+
+
+# Schedules
+
+
+def learning_rates(schedule: Callable[..., LRScheduler], steps: int, **options: Any) -> list[tuple[float, ...]]:
+    """Of two groups with rates 1 and 0.1, for each step, and after the last."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    scheduler = schedule(optimizer, total_steps=steps, **options)
+    rates = []
+    for _ in range(steps):
+        rates.append(tuple(group["lr"] for group in optimizer.param_groups))
+        optimizer.step()
+        scheduler.step()
+    return [*rates, tuple(group["lr"] for group in optimizer.param_groups)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(1, 30), power=st.floats(0.5, 2))
+def test_poly(steps: int, power: float) -> None:
+    for step, rates in enumerate(learning_rates(poly, steps, power=power)):
+        expected = (1 - step / steps) ** power
+        assert rates == pytest.approx((expected, 0.1 * expected))
+
+
+def test_poly_warms_up() -> None:
+    rates = [rate for rate, _ in learning_rates(poly, 20, power=1.0, warmup_steps=4)]
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4:] == pytest.approx([1 - step / 20 for step in range(4, 21)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=st.integers(10, 60), share=st.floats(0.2, 0.6))
+def test_one_cycle_is_the_curve_of_torch(steps: int, share: float) -> None:
+    def of_torch(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+        return OneCycleLR(optimizer, [1.0, 0.1], total_steps, pct_start=share, cycle_momentum=False)
+
+    ours = learning_rates(one_cycle, steps, warmup_share=share)
+    expected = learning_rates(of_torch, steps)
+    for rates, torchs in zip(ours[:-1], expected[:-1], strict=True):
+        assert rates == pytest.approx(torchs, abs=1e-12)
+    assert max(ours)[0] == pytest.approx(1.0, abs=0.05)
+    assert ours[-2] == pytest.approx((4e-6, 4e-7))
+    assert ours[-1] == ours[-2]  # stepped once more after the last batch
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_one_cycle_of_very_few_steps(steps: int) -> None:
+    rates = [rate for rate, _ in learning_rates(one_cycle, steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_constant() -> None:
+    assert set(learning_rates(constant, 5)) == {(1.0, 0.1)}
+
+
+# The task in a trainer
+
+
+class Pixelwise(nn.Module):
+    """Logits (N, 3, H, W) from each pixel alone, and auxiliary logits from a convolution of their own."""
+
+    def __init__(self, auxiliary: bool = False) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 3, 1)
+        self.auxiliary = nn.Conv2d(3, 3, 1) if auxiliary else None
+
+    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Any:
+        logits = self.head(self.backbone(image))
+        if not with_auxiliary:
+            return logits
+        return logits, None if self.auxiliary is None else self.auxiliary(image)
+
+
+class FirstChannel(nn.Module):
+    """Predicts the class that the image's first channel names."""
+
+    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Tensor:
+        return F.one_hot(image[:, 0].long(), 3).permute(0, 3, 1, 2).float()
+
+
+def make_task(network: nn.Module, lr: float = 0.1, **options: Any) -> SegmentationTask:
+    optimizer = functools.partial(torch.optim.SGD, lr=lr)
+    options = {"schedule": constant, "class_names": ["a", "b", "c"], **options}
+    return SegmentationTask(network, SegmentationLoss(), optimizer, **options)
+
+
+def make_trainer(**options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def loader(batches: list[dict[str, Any]]) -> DataLoader[Any]:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def batch(seed: int, size: tuple[int, int], count: int = 2) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(count, 3, *size, generator=generator)
+    label = torch.randint(0, 3, (count, *size), generator=generator)
+    return {"image": image, "label": label, "name": ["x"] * count}
+
+
+@pytest.mark.parametrize("weight", [0.4, 0.0])
+def test_auxiliary_loss_counts_with_its_weight(weight: float) -> None:
+    task, data = make_task(Pixelwise(auxiliary=True), auxiliary_weight=weight), batch(0, (4, 5))
+    task.trainer = trainer = SimpleNamespace()  # type: ignore[assignment]
+    task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    loss = task.training_step(data, 0)
+    logits, auxiliary = task.network(data["image"], with_auxiliary=True)
+    expected = F.cross_entropy(logits, data["label"]) + weight * F.cross_entropy(auxiliary, data["label"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert trainer is not None
+
+
+def test_validation_figures_come_from_all_pixels_at_once() -> None:
+    """Images of two sizes, ignored pixels, and a class (c) that nobody has: all figures counted by hand."""
+    first = {"prediction": [[0, 0, 1]], "label": [[0, 1, 1]]}
+    second = {"prediction": [[0, 1], [1, 1]], "label": [[0, 0], [255, 255]]}
+    batches = []
+    for image in (first, second):
+        prediction = torch.tensor([image["prediction"]])[:, None].float()
+        batches.append({"image": prediction.expand(-1, 3, -1, -1), "label": torch.tensor([image["label"]])})
+    (figures,) = make_trainer().validate(make_task(FirstChannel()), loader(batches), verbose=False)
+    # where the truth is a, the prediction is a a b; where it is b, a b
+    assert figures["val/iou/a"] == pytest.approx(2 / 4)
+    assert figures["val/iou/b"] == pytest.approx(1 / 3)
+    assert torch.tensor(figures["val/iou/c"]).isnan()
+    assert figures["val/miou"] == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert figures["val/pixel_accuracy"] == pytest.approx(3 / 5)
+    right, wrong = (float(F.cross_entropy(torch.tensor([1.0, 0.0, 0.0]), torch.tensor(k))) for k in (0, 1))
+    assert figures["val/loss"] == pytest.approx((3 * right + 2 * wrong) / 5)
+    (test_figures,) = make_trainer().test(make_task(FirstChannel()), loader(batches), verbose=False)
+    assert {key.replace("test/", "val/") for key in test_figures} == figures.keys()
+
+
+def test_batch_without_a_label_changes_nothing() -> None:
+    task, data = make_task(Pixelwise()), batch(0, (4, 5))
+    data["label"].fill_(255)
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(task, loader([data]))
+    assert float(trainer.callback_metrics["train/loss"]) == 0.0
+    assert all(torch.equal(one, other) for one, other in zip(before, task.parameters(), strict=True))
+
+
+def test_learning_rates_follow_role_and_iteration() -> None:
+    seen = []
+
+    class Recorder(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            seen.append({group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups})
+
+    task = make_task(Pixelwise(), lr=0.5, schedule=functools.partial(poly, power=0.9), backbone_lr_mult=0.1)
+    make_trainer(max_epochs=2, callbacks=[Recorder()]).fit(task, loader([batch(k, (4, 5)) for k in range(3)]))
+    for step, rates in enumerate(seen, start=1):  # the rates of the step that follows
+        factor = (1 - step / 6) ** 0.9
+        assert rates["head"] == pytest.approx(0.5 * factor, abs=1e-12)
+        assert rates["backbone"] == pytest.approx(0.05 * factor, abs=1e-12)
+    assert len(seen) == 6
+
+
+def test_train_loss_is_the_mean_over_the_images_of_an_epoch() -> None:
+    task = make_task(Pixelwise(), lr=0.0)
+    batches = [batch(0, (4, 5), count=4), batch(1, (4, 5), count=2)]
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(task, loader(batches))
+    task.train()
+    with torch.no_grad():
+        losses = [float(F.cross_entropy(task.network(data["image"]), data["label"])) for data in batches]
+    expected = (4 * losses[0] + 2 * losses[1]) / 6
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected, rel=1e-5)
