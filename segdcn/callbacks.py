@@ -48,6 +48,23 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
 
+def epoch_figures(trainer: pl.Trainer) -> dict[str, float]:
+    """What this epoch logged, and the learning rates.
+
+    Lightning keeps figures of earlier epochs, where validation does not run each epoch; and LearningRateMonitor's
+    (lr-...) are as old as its last logging step.
+    """
+    every = trainer.check_val_every_n_epoch or 1
+    validated = (trainer.current_epoch + 1) % every == 0
+    logged = {
+        key: float(value)
+        for key, value in trainer.callback_metrics.items()
+        if key.startswith("train/") or (validated and not key.startswith("lr-"))
+    }
+    groups = trainer.optimizers[0].param_groups
+    return logged | {f"lr/{group['name']}": float(group["lr"]) for group in groups}
+
+
 class EpochLines(RichProgressBar):
     """Rich's bar in a terminal, nothing in a log file; one plain line per epoch in both."""
 
@@ -64,7 +81,7 @@ class EpochLines(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        metrics = epoch_figures(trainer)
         miou = metrics.get("val/miou", math.nan)
         marker = " *" if miou > self._best else ""
         self._best = max(self._best, miou)
@@ -102,7 +119,7 @@ class MetricsFile(pl.Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
-        for key, value in sorted(self._figures(trainer).items()):
+        for key, value in sorted(epoch_figures(trainer).items()):
             row[key] = "" if math.isnan(value) else f"{value:.6g}"
         self._rows = [old for old in self._rows if int(old["epoch"]) < trainer.current_epoch] + [row]
         columns = list(dict.fromkeys([*self.FIRST, *(key for old in self._rows for key in old)]))
@@ -111,16 +128,6 @@ class MetricsFile(pl.Callback):
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
-
-    @staticmethod
-    def _figures(trainer: pl.Trainer) -> dict[str, float]:
-        """What was logged, and the learning rates.
-
-        LearningRateMonitor's figures (lr-...) are as old as its last logging step and missing until the first.
-        """
-        logged = {key: float(value) for key, value in trainer.callback_metrics.items() if not key.startswith("lr-")}
-        groups = trainer.optimizers[0].param_groups
-        return logged | {f"lr/{group['name']}": float(group["lr"]) for group in groups}
 
 
 class OffsetHealth(pl.Callback):

@@ -31,7 +31,8 @@ def train(config: DictConfig) -> float:
     from segdcn.run_folder import environment, write_json, write_text
 
     run, shown = Path(config.output_dir), os.path.relpath(config.output_dir)
-    first_process = rank_zero_only.rank == 0  # known from the environment, before there is a Trainer
+    # known from the environment, before there is a Trainer
+    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first_process and not config.resume and (run / "config.yaml").exists():
         raise ValueError(f"{shown} holds a run already: continue it with resume={shown} or choose another output_dir")
     seed_everything(config.seed, workers=True, verbose=False)

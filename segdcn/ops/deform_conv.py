@@ -113,7 +113,7 @@ def _gather(
         )
     elif channels_per_group == 1 and channels_out == channels:  # depthwise: a weighted sum
         kernel = weight.reshape(channels, k).t().to(samples.dtype)
-        output = torch.einsum("pkc,kc->pc", samples.view(positions, k, channels), kernel)
+        output = (samples.view(positions, k, channels) * kernel).sum(dim=1)
     else:
         columns = samples.view(positions, k, groups, channels_per_group)
         kernel = weight.reshape(groups, channels_out // groups, channels_per_group, k).to(samples.dtype)
