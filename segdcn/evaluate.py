@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hydra
@@ -22,7 +21,7 @@ from segdcn.assembly import (
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split``; returns the mIoU."""
     from segdcn.evaluation.summary import summarize
-    from segdcn.run_folder import environment, load_checkpoint, write_json
+    from segdcn.run_folder import environment, load_checkpoint, shown, write_json
 
     checkpoint = Path(config.checkpoint)
     state = load_checkpoint(checkpoint)
@@ -53,7 +52,7 @@ def evaluate(config: DictConfig) -> float:
     if trainer.is_global_zero:
         summarize(figures, config.split, dataset.class_names, protocol, folder / "metrics.json")
         write_json(folder / "environment.json", environment(saved.seed))
-        print(f"figures and pictures in {os.path.relpath(folder)}")
+        print(f"figures and pictures in {shown(folder)}")
     return float(figures[f"{config.split}/miou"])
 
 

@@ -83,6 +83,12 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
+def shown(path: str | Path) -> Path:
+    """A path as a user types it: relative below the working folder, whole elsewhere."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: the file itself, or the last one of a run folder.
 

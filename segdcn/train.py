@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hydra
@@ -28,13 +27,15 @@ def train(config: DictConfig) -> float:
 
     from segdcn.evaluation.summary import summarize
     from segdcn.models import deformable_layers
-    from segdcn.run_folder import environment, write_json, write_text
+    from segdcn.run_folder import environment, shown, write_json, write_text
 
-    run, shown = Path(config.output_dir), os.path.relpath(config.output_dir)
+    run = Path(config.output_dir)
     # known from the environment, before there is a Trainer
     first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first_process and not config.resume and (run / "config.yaml").exists():
-        raise ValueError(f"{shown} holds a run already: continue it with resume={shown} or choose another output_dir")
+        raise ValueError(
+            f"{shown(run)} holds a run already: continue it with resume={shown(run)} or choose another output_dir"
+        )
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
@@ -51,12 +52,19 @@ def train(config: DictConfig) -> float:
             f"{parameters:.2f} M parameters"
         )
         print(f"         deformable: {', '.join(deformable_layers(task.network)) or 'no layer'}")
-        print(f"run      {shown}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""), flush=True)
+        print(
+            f"run      {shown(run)}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""),
+            flush=True,
+        )
         if not config.resume:
             write_text(run / "config.yaml", OmegaConf.to_yaml(config))
             write_json(run / "environment.json", environment(config.seed))
 
-    trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        print(f"stopped; continue with: segdcn-train resume={shown(run)}", flush=True)
+        raise
 
     best = run / "checkpoints" / "best.ckpt"
     figures = trainer.validate(
@@ -70,8 +78,9 @@ def train(config: DictConfig) -> float:
             "seed": config.seed,
         }
         summarize(figures, "val", dataset.class_names, protocol, run / "metrics.json")
-        print(f"pictures in {shown}/panels, figures in {shown}/metrics.json")
-        print(f"evaluate with: segdcn-evaluate checkpoint={shown}/checkpoints/best.ckpt", flush=True)
+        pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
+        print(f"figures in {shown(run)}/metrics.json{pictures}")
+        print(f"evaluate with: segdcn-evaluate checkpoint={shown(run)}/checkpoints/best.ckpt", flush=True)
     return float(figures["val/miou"])
 
 

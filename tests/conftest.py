@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from runs import SMALL, process
+
+# Before torch is imported, here and in the processes that tests start: on tensors this small threads mostly wait for
+# each other, and on a busy machine they wait long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from runs import SMALL, process  # noqa: E402
 
 
 @dataclass(frozen=True)

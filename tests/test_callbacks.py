@@ -133,6 +133,7 @@ def at_epoch_end(epoch: int, **figures: float) -> Any:
         global_step=10 * (epoch + 1),
         max_epochs=3,
         callback_metrics={key.replace("_", "/"): torch.tensor(value) for key, value in figures.items()},
+        check_val_every_n_epoch=1,
         optimizers=[SimpleNamespace(param_groups=[{"name": "head", "lr": 0.1}])],
     )
 
@@ -155,6 +156,19 @@ def test_rows_of_epochs_that_are_run_again_are_replaced(tmp_path: Path) -> None:
         ("0", "0", ""),
         ("1", "7", "0.25"),
     ]
+
+
+def test_an_epoch_without_validation_does_not_repeat_older_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, lines = MetricsFile(tmp_path / "metrics.csv"), EpochLines()
+    for epoch in range(4):
+        trainer = at_epoch_end(epoch, train_loss=epoch, val_miou=0.5)
+        trainer.check_val_every_n_epoch = 2
+        file.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+        lines.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert [row["val/miou"] for row in rows(tmp_path / "metrics.csv")] == ["", "0.5", "", "0.5"]
+    assert ["val/miou" in line for line in capsys.readouterr().out.splitlines()] == [False, True, False, True]
 
 
 def test_figures_that_do_not_exist_are_empty_cells(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> 
     table, where_to_look = lines[6:-2], lines[-2:]
     assert len(table) < 16  # the classes, the two means and the frame
     assert where_to_look == [
-        f"pictures in {shown}/panels, figures in {shown}/metrics.json",
+        f"figures in {shown}/metrics.json, pictures in {shown}/panels",
         f"evaluate with: segdcn-evaluate checkpoint={shown}/checkpoints/best.ckpt",
     ]
 
