@@ -13,7 +13,7 @@ import pytest
 # each other, and on a busy machine they wait long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runs import SMALL, process  # noqa: E402
+from runs import SMALL, process
 
 
 @dataclass(frozen=True)
