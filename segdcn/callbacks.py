@@ -179,24 +179,21 @@ class OffsetHealth(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._sums, self._lengths = {}, {}
         for name, layer in deformable_layers(_network(pl_module)).items():
-            self._handles.append(layer.register_forward_hook(self._measure(name)))
+            self._handles.append(layer.offset.register_forward_hook(self._measure(name, layer)))
 
-    def _measure(self, name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            assert isinstance(layer, DeformConv2d)
-            feature = inputs[0].detach()
-            with torch.no_grad():
-                offset, _ = layer.split_branch(layer.offset(feature))
-                y, x = kernel_points(offset, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-                length = torch.hypot(offset[:, 0::2].float(), offset[:, 1::2].float()).flatten()
-                height, width = feature.shape[-2:]
-                outside = outside_map(y, x, height, width)
-                sums = torch.stack((length.double().sum(), outside.double().sum())).cpu()
-                count = torch.tensor([float(length.numel())], dtype=torch.float64)
-                self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + torch.cat((sums, count))
-                stride = max(1, length.numel() // self.SAMPLES_PER_BATCH)
-                self._lengths.setdefault(name, []).append(length[::stride].cpu())
-                self._map_side[name] = max(height, width)
+    def _measure(self, name: str, layer: DeformConv2d) -> Any:
+        def hook(branch: nn.Module, inputs: tuple[Tensor, ...], predicted: Tensor) -> None:
+            offset, _ = layer.split_branch(predicted.detach())
+            y, x = kernel_points(offset, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            length = torch.hypot(offset[:, 0::2].float(), offset[:, 1::2].float()).flatten()
+            height, width = inputs[0].shape[-2:]
+            outside = outside_map(y, x, height, width)
+            sums = torch.stack((length.double().sum(), outside.double().sum())).cpu()
+            count = torch.tensor([float(length.numel())], dtype=torch.float64)
+            self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + torch.cat((sums, count))
+            stride = max(1, length.numel() // self.SAMPLES_PER_BATCH)
+            self._lengths.setdefault(name, []).append(length[::stride].cpu())
+            self._map_side[name] = max(height, width)
 
         return hook
 

@@ -67,10 +67,12 @@ def one_cycle(optimizer: Optimizer, total_steps: int, warmup_share: float = 0.2)
 
     The curve of torch's ``OneCycleLR``, whose checkpoints however insist on the number of steps they began with.
     """
+    if not 0 <= warmup_share < 1:
+        raise ValueError(f"warmup_share must be at least 0 and below 1, got {warmup_share}")
     peak, last = warmup_share * total_steps - 1, total_steps - 1
 
     def factor(step: int) -> float:
-        if step <= peak:
+        if step < peak:
             return _cosine(1 / 25, 1.0, step / peak)
         return _cosine(1.0, 1 / 25e4, min(1.0, (step - peak) / (last - peak)))
 

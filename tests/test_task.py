@@ -94,10 +94,16 @@ def test_one_cycle_is_the_curve_of_torch(steps: int, share: float) -> None:
     assert ours[-1] == ours[-2]  # stepped once more after the last batch
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_one_cycle_of_very_few_steps(steps: int) -> None:
     rates = [rate for rate, _ in learning_rates(one_cycle, steps)]
     assert all(0 < rate <= 1 for rate in rates)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_one_cycle_refuses_a_warm_up_that_leaves_no_way_down(share: float) -> None:
+    with pytest.raises(ValueError, match="warmup_share"):
+        learning_rates(one_cycle, 10, warmup_share=share)
 
 
 def test_constant() -> None:
