@@ -27,7 +27,7 @@ def train(config: DictConfig) -> float:
 
     from segdcn.evaluation.summary import summarize
     from segdcn.models import deformable_layers
-    from segdcn.run_folder import environment, shown, write_json, write_text
+    from segdcn.run_folder import environment, find_checkpoint, shown, write_json, write_text
 
     run = Path(config.output_dir)
     # known from the environment, before there is a Trainer
@@ -66,21 +66,21 @@ def train(config: DictConfig) -> float:
         print(f"stopped; continue with: segdcn-train resume={shown(run)}", flush=True)
         raise
 
-    best = run / "checkpoints" / "best.ckpt"
-    figures = trainer.validate(
-        task, datamodule=data, ckpt_path=best if best.exists() else None, weights_only=True, verbose=False
-    )[0]
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    if not checkpoint.exists():  # no epoch of this run was validated
+        checkpoint = find_checkpoint(run)
+    figures = trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
     if trainer.is_global_zero:
         protocol = {
             "split": "val",
-            "checkpoint": best.name,
+            "checkpoint": checkpoint.name,
             "inference": "whole image, single scale",
             "seed": config.seed,
         }
         summarize(figures, "val", dataset.class_names, protocol, run / "metrics.json")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
-        print(f"evaluate with: segdcn-evaluate checkpoint={shown(run)}/checkpoints/best.ckpt", flush=True)
+        print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
     return float(figures["val/miou"])
 
 

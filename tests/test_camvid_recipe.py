@@ -47,6 +47,7 @@ def test_recipe_trains_and_its_checkpoint_evaluates(tmp_path: Path) -> None:
             "datamodule.num_workers=0",
             "trainer.accelerator=cpu",
             "trainer.max_epochs=1",
+            "trainer.check_val_every_n_epoch=1",
             "callbacks.panels.images=1",
             f"output_dir={run}",
         )

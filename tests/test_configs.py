@@ -110,5 +110,5 @@ def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
         f"output_dir={tmp_path / 'run'}",
     )
     assert 0 <= train(config) <= 1
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     assert (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1].startswith("0,2,")

@@ -140,3 +140,14 @@ def test_learns_four_images_by_heart(tmp_path: Path) -> None:
         f"output_dir={tmp_path}",
     )
     assert train(config) > 0.9
+
+
+def test_run_that_never_validated_reports_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = ("name=test", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2", f"output_dir={run}")
+    train(compose("train", *BARE, *settings))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt"}
+    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == "last.ckpt"
+    assert f"segdcn-evaluate checkpoint={run}/checkpoints/last.ckpt" in capsys.readouterr().out
