@@ -43,14 +43,8 @@ def evaluate(config: DictConfig) -> float:
     figures = run(task, datamodule=data, verbose=False)[0]
 
     folder = Path(config.output_dir)
-    protocol = {
-        "split": config.split,
-        "checkpoint": str(checkpoint),
-        "inference": "whole image, single scale",
-        "seed": saved.seed,
-    }
     if trainer.is_global_zero:
-        summarize(figures, config.split, dataset.class_names, protocol, folder / "metrics.json")
+        summarize(figures, config.split, dataset.class_names, str(checkpoint), saved.seed, folder / "metrics.json")
         write_json(folder / "environment.json", environment(saved.seed))
         print(f"figures and pictures in {shown(folder)}")
     return float(figures[f"{config.split}/miou"])

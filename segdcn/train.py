@@ -71,13 +71,7 @@ def train(config: DictConfig) -> float:
         checkpoint = find_checkpoint(run)
     figures = trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
     if trainer.is_global_zero:
-        protocol = {
-            "split": "val",
-            "checkpoint": checkpoint.name,
-            "inference": "whole image, single scale",
-            "seed": config.seed,
-        }
-        summarize(figures, "val", dataset.class_names, protocol, run / "metrics.json")
+        summarize(figures, "val", dataset.class_names, checkpoint.name, config.seed, run / "metrics.json")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
         print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)

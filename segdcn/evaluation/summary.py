@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,9 +13,9 @@ from segdcn.run_folder import write_json
 
 
 def summarize(
-    figures: Mapping[str, float], split: str, class_names: Sequence[str], protocol: Mapping[str, Any], path: Path
+    figures: Mapping[str, float], split: str, class_names: Sequence[str], checkpoint: str, seed: int, path: Path
 ) -> None:
-    """Print the table of IoU per class and write ``figures`` with ``protocol`` to ``path`` as one flat object.
+    """Print the table of IoU per class and write ``figures`` with their protocol to ``path`` as one flat object.
 
     figures: as logged, fractions in 0..1 under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
     """
@@ -28,6 +27,7 @@ def summarize(
     table.add_row("mean IoU", _percent(figures[f"{split}/miou"]), style="bold")
     table.add_row("pixel accuracy", _percent(figures[f"{split}/pixel_accuracy"]))
     Console().print(table)
+    protocol = {"split": split, "checkpoint": checkpoint, "inference": "whole image, single scale", "seed": seed}
     write_json(path, {**{key: float(value) for key, value in figures.items()}, **protocol})
 
 

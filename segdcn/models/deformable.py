@@ -20,20 +20,19 @@ def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, 
     plain zero-padded ``nn.Conv2d``, or when ``offset_groups`` does not divide its input channels.
     Source: Dai et al. 2017, section 4.2 and table 1; modulated: Zhu et al. 2019.
     """
-    searched, prefix = _searched(network)
-    found = _convolutions_3x3(searched)
+    searched, found = _convolutions_3x3(network)
     if not 0 <= last <= len(found):
         raise ValueError(
             f"cannot make the last {last} 3x3 convolutions deformable: the network has {len(found)} that are "
             f"not yet; ask for 0 to {len(found)} (model.deform.layers)"
         )
     chosen = found[len(found) - last :]
-    replacement = {conv: _deformed(prefix + name, conv, modulated, offset_groups) for name, conv in chosen}
+    replacement = {conv: _deformed(name, conv, modulated, offset_groups) for name, conv in chosen}
     for parent in list(searched.modules()):
         for attribute, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and child in replacement:
                 setattr(parent, attribute, replacement[child])
-    return [prefix + name for name, _ in chosen]
+    return [name for name, _ in chosen]
 
 
 def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list[str]:
@@ -45,8 +44,7 @@ def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list
     Raises: ValueError when fewer than ``last`` are there or ``dilation`` is no positive number.
     Source: Dai et al. 2017, table 3.
     """
-    searched, prefix = _searched(network)
-    found = _convolutions_3x3(searched)
+    _, found = _convolutions_3x3(network)
     if dilation < 1 or not 0 <= last <= len(found):
         raise ValueError(
             f"cannot set dilation {dilation} on the last {last} 3x3 convolutions: it must be 1 or more, and the "
@@ -55,7 +53,7 @@ def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list
     chosen = found[len(found) - last :]
     for _, conv in chosen:
         conv.dilation = conv.padding = (dilation, dilation)
-    return [prefix + name for name, _ in chosen]
+    return [name for name, _ in chosen]
 
 
 def deformable_layers(network: nn.Module) -> dict[str, DeformConv2d]:
@@ -63,17 +61,17 @@ def deformable_layers(network: nn.Module) -> dict[str, DeformConv2d]:
     return {name: module for name, module in network.named_modules() if isinstance(module, DeformConv2d)}
 
 
-def _searched(network: nn.Module) -> tuple[nn.Module, str]:
+def _convolutions_3x3(network: nn.Module) -> tuple[nn.Module, list[tuple[str, nn.Conv2d]]]:
+    """The part that is searched, and its 3x3 convolutions in definition order, named as in ``network``.
+
+    The offset branches of deformable layers are left out.
+    """
     backbone = getattr(network, "backbone", None)
-    return (backbone, "backbone.") if isinstance(backbone, nn.Module) else (network, "")
-
-
-def _convolutions_3x3(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """The 3x3 convolutions in definition order, without the offset branches of deformable layers."""
-    branches = {part for layer in deformable_layers(network).values() for part in layer.modules()}
-    return [
-        (name, module)
-        for name, module in network.named_modules()
+    searched, prefix = (backbone, "backbone.") if isinstance(backbone, nn.Module) else (network, "")
+    branches = {part for layer in deformable_layers(searched).values() for part in layer.modules()}
+    return searched, [
+        (prefix + name, module)
+        for name, module in searched.named_modules()
         if name and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module not in branches
     ]
 
