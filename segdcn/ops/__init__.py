@@ -1,6 +1,16 @@
 """Deformable operators in plain PyTorch; they need torch and torchvision only."""
 
 from segdcn.ops.deform_conv import DeformConv2d, deform_conv2d
-from segdcn.ops.sampling import bilinear_corners, kernel_points, outside_map
+from segdcn.ops.roi_pool import DeformPSRoIPool, DeformRoIPool, deform_ps_roi_pool, deform_roi_pool
+from segdcn.ops.sampling import kernel_points, outside_map
 
-__all__ = ["DeformConv2d", "bilinear_corners", "deform_conv2d", "kernel_points", "outside_map"]
+__all__ = [
+    "DeformConv2d",
+    "DeformPSRoIPool",
+    "DeformRoIPool",
+    "deform_conv2d",
+    "deform_ps_roi_pool",
+    "deform_roi_pool",
+    "kernel_points",
+    "outside_map",
+]

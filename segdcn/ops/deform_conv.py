@@ -10,10 +10,10 @@ from typing import Literal, cast
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
-from segdcn.ops.sampling import bilinear_corners, kernel_points
+from segdcn.ops.checks import autocast_dtype, check_tensors
+from segdcn.ops.gather_conv import gather_conv2d
 
 Backend = Literal["auto", "gather", "torchvision"]
 IntPair = int | tuple[int, int]
@@ -33,29 +33,44 @@ def deform_conv2d(
 ) -> Tensor:
     """Convolution whose kernel points are moved by ``offset``; signature and results as torchvision's.
 
-    Shape: input (N, C, H, W), offset (N, 2GK, Ho, Wo) in pixels of the input map, interleaved (dy, dx),
-    weight (C_out, C / groups, kh, kw), mask (N, GK, Ho, Wo) -> (N, C_out, Ho, Wo).
-    A sample that is not finite or lies a pixel or more outside the map contributes zero.
+    Shape: input (N, C, H, W), offset (N, 2GK, Ho, Wo) in pixels of the input map, interleaved (dy, dx), row-major
+    over the kernel, group slowest; weight (C_out, C / groups, kh, kw); mask (N, GK, Ho, Wo), a factor on each
+    sample -> (N, C_out, Ho, Wo).
+    A sample that is not finite or lies a pixel or more outside the map contributes zero and gets a zero gradient.
 
-    Raises: ValueError when a shape does not fit, before any kernel runs.
+    Half precision: coordinates are float32 at least, features stay as they are; give offset and mask in float32
+    where they are to be exact, since a bfloat16 offset of 100 pixels is already rounded to half a pixel. Under
+    autocast input, weight and bias are cast as a convolution's are. ``backend="torchvision"`` computes in float32.
+
+    backend: ``gather`` is plain PyTorch (see gather_conv.py), ``torchvision`` the compiled kernel, ``auto`` the
+    faster one for the device, and torchvision's while a graph is exported.
+
+    Raises: ValueError that names the argument when a shape, dtype or device does not fit, before any kernel runs.
     Source: Dai et al. 2017, section 2.1; mask: Zhu et al. 2019, section 3.2.
     """
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     stride, padding, dilation = _two(stride), _two(padding), _two(dilation)
+    check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
     _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
-    if backend == "auto":
-        backend = _faster_backend(input)
-    if backend == "gather":
-        return _gather(input, offset, weight, bias, stride, padding, dilation, mask)
-    if backend == "torchvision":
-        return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
-    raise ValueError(f"backend must be auto, gather or torchvision, got {backend!r}")
+    if backend not in ("auto", "gather", "torchvision"):
+        raise ValueError(f"backend must be auto, gather or torchvision, got {backend!r}")
+    if backend == "gather" or (backend == "auto" and _gather_is_faster(input)):
+        output: Tensor = gather_conv2d(input, offset, weight, mask, stride, padding, dilation)
+        return output if bias is None else output + bias.view(-1, 1, 1)
+    return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def _faster_backend(input: Tensor) -> Backend:
-    """On a CPU gather is several times faster (scripts/time_deform_conv.py); exports need the standard operator."""
-    if input.device.type != "cpu" or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
-        return "torchvision"
-    return "gather"
+def _gather_is_faster(input: Tensor) -> bool:
+    """On a CPU, always: forward 5 to 12 and with backward 9 to 21 times (README, segdcn-benchmark).
+
+    On CUDA nothing was measured, so that torchvision's kernel is taken. A graph that is exported keeps the
+    operator that ONNX has a node for.
+    """
+    exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+    return input.device.type == "cpu" and not exporting
 
 
 def _torchvision(
@@ -68,59 +83,13 @@ def _torchvision(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """torchvision's kernel, in float32 or float64, under autocast too: on a CPU it has none for bfloat16."""
+    """torchvision's kernel, in float32 or float64: on a CPU it has none for bfloat16."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     # A NaN offset ends the process in the CPU kernel; this far outside any map it contributes zero.
     offset = torch.nan_to_num(offset.to(dtype), nan=-1e9, posinf=-1e9, neginf=-1e9)
     x, w, b, m = (None if t is None else t.to(dtype) for t in (input, weight, bias, mask))
     output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
     return output.to(input.dtype)
-
-
-def _gather(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    mask: Tensor | None,
-) -> Tensor:
-    """Rows of a channels-last view, gathered and summed with bilinear weights, then one matrix product."""
-    n, channels, height, width = input.shape
-    channels_out, channels_per_group, kernel_h, kernel_w = weight.shape
-    k, groups = kernel_h * kernel_w, channels // channels_per_group
-    out_h, out_w = offset.shape[-2:]
-    y, x = kernel_points(offset, (kernel_h, kernel_w), stride, padding, dilation)
-    offset_groups = y.shape[1]
-    # (N, Ho, Wo, K, G): the order in which the matrix product reads the samples
-    y, x = y.permute(0, 3, 4, 2, 1), x.permute(0, 3, 4, 2, 1)
-    index, corner = bilinear_corners(y, x, height, width)
-    if mask is not None:
-        mask = mask.to(corner.dtype).view(n, offset_groups, k, out_h, out_w)
-        corner = corner * mask.permute(0, 3, 4, 2, 1)[..., None]
-    image = torch.arange(n, device=input.device).view(n, 1, 1, 1, 1, 1) * (height * width)
-    group = torch.arange(offset_groups, device=input.device).view(-1, 1)
-    rows = input.permute(0, 2, 3, 1).reshape(n * height * width * offset_groups, channels // offset_groups)
-    index = ((index + image) * offset_groups + group).view(-1, 4)
-    # embedding_bag wants equal dtypes: under autocast the features may be half precision, the weights are not
-    samples = F.embedding_bag(index, rows, mode="sum", per_sample_weights=corner.reshape(-1, 4).to(rows.dtype))
-    positions = n * out_h * out_w
-    if groups == 1:
-        output = samples.view(positions, k * channels) @ weight.permute(2, 3, 1, 0).reshape(k * channels, -1).to(
-            samples.dtype
-        )
-    elif channels_per_group == 1 and channels_out == channels:  # depthwise: a weighted sum
-        kernel = weight.reshape(channels, k).t().to(samples.dtype)
-        output = (samples.view(positions, k, channels) * kernel).sum(dim=1)
-    else:
-        columns = samples.view(positions, k, groups, channels_per_group)
-        kernel = weight.reshape(groups, channels_out // groups, channels_per_group, k).to(samples.dtype)
-        output = torch.einsum("pkgc,gock->pgo", columns, kernel).reshape(positions, channels_out)
-    if bias is not None:
-        output = output + bias.to(output.dtype)
-    return output.view(n, out_h, out_w, channels_out).permute(0, 3, 1, 2)
 
 
 def _two(value: IntPair) -> tuple[int, int]:

@@ -1,20 +1,31 @@
-"""Where a deformable kernel samples, and which map cells such a fractional point reads.
+"""The one primitive of every deformable operator: weighted sums of the cells of a map at fractional positions.
 
-Legend: N batch, G offset groups, K kernel points, H x W input map, Ho x Wo output map.
+A map becomes a table of rows, one per cell, channels last, with a ring of zero cells around each map. A point reads
+four neighbouring rows; the ring makes each of the four a row of the table, so that values fade over one pixel at the
+border without a special case. A bag is the list of rows and weights that is summed into one result.
+
+Nothing here is differentiable by autograd; the operators call both directions themselves.
+
+Legend: N batch, C channels, H x W input map, G groups (row slices of one cell), R = N * (H + 2) * (W + 2) * G rows,
+E entries of B bags, K kernel points, Ho x Wo output map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def kernel_points(
     offset: Tensor,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """Sampling points of a deformable convolution, in pixels of its input map.
 
@@ -27,7 +38,7 @@ def kernel_points(
     kernel_h, kernel_w = kernel_size
     points = kernel_h * kernel_w
     dtype = torch.promote_types(offset.dtype, torch.float32)
-    shift = offset.to(dtype).view(n, channels // (2 * points), points, 2, out_h, out_w)
+    shift = offset.to(dtype).reshape(n, channels // (2 * points), points, 2, out_h, out_w)
     rows = torch.arange(out_h, device=offset.device, dtype=dtype) * stride[0] - padding[0]
     columns = torch.arange(out_w, device=offset.device, dtype=dtype) * stride[1] - padding[1]
     tap = torch.arange(points, device=offset.device)
@@ -44,35 +55,109 @@ def outside_map(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
     return ~((y > -1) & (y < height) & (x > -1) & (x < width))
 
 
-def bilinear_corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four cells around each point and their bilinear weights.
+def rows_with_ring(input: Tensor, groups: int = 1) -> Tensor:
+    """A map as a table of rows: (N, C, H, W) -> (R, C / groups), the rows of one cell next to each other."""
+    n, channels, height, width = input.shape
+    table = input.new_zeros(n, height + 2, width + 2, channels)
+    table[:, 1:-1, 1:-1] = input.permute(0, 2, 3, 1)
+    return table.view(-1, channels // groups)
 
-    Cells outside the map weigh zero, so values fade over one pixel at the border: the rule of torchvision and
-    of DCNv2. A point that is not finite, or far outside, weighs zero at all four and gets a zero gradient.
 
-    Shape: y, x (...) -> index int64 (..., 4) = row * width + column, always a valid cell; weight (..., 4).
+def map_from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of ``rows_with_ring``, without the ring: (R, C / groups) -> ``shape`` = (N, C, H, W)."""
+    n, channels, height, width = shape
+    return rows.view(n, height + 2, width + 2, channels)[:, 1:-1, 1:-1].permute(0, 3, 1, 2).contiguous()
+
+
+class Points(NamedTuple):
+    """Points on a map: the cell to their top left, counted with the ring, and how far they lie from it."""
+
+    cell: Tensor  # int32 or int64, any shape
+    down: Tensor  # 0 to 1, like cell
+    right: Tensor
+    outside: Tensor  # bool
+
+
+def locate(y: Tensor, x: Tensor, height: int, width: int, rows: int) -> Points:
+    """Find the cells of points given in pixels of an H x W map; all arguments and results have one shape.
+
+    Points that read only zeros, and those that are not finite, are moved onto the ring. Cells count within one
+    image. ``rows`` is the length of the table: it decides between int32, which is faster, and int64.
     """
     outside = outside_map(y, x, height, width)
-    # masked before floor(): NaN and 1e30 have no meaningful integer
-    y, x = y.masked_fill(outside, 0.0), x.masked_fill(outside, 0.0)
-    top, left = y.detach().floor(), x.detach().floor()
-    fraction_y, fraction_x = y - top, x - left
-    top, left = top.long(), left.long()
-    bottom, right = top + 1, left + 1
-    weight_top = (1 - fraction_y).masked_fill(outside | (top < 0), 0.0)
-    weight_bottom = fraction_y.masked_fill(outside | (bottom >= height), 0.0)
-    weight_left = (1 - fraction_x).masked_fill(left < 0, 0.0)
-    weight_right = fraction_x.masked_fill(right >= width, 0.0)
-    top, bottom = top.clamp(min=0) * width, bottom.clamp(max=height - 1) * width
-    left, right = left.clamp(min=0), right.clamp(max=width - 1)
-    index = torch.stack((top + left, top + right, bottom + left, bottom + right), dim=-1)
-    weight = torch.stack(
-        (
-            weight_top * weight_left,
-            weight_top * weight_right,
-            weight_bottom * weight_left,
-            weight_bottom * weight_right,
-        ),
-        dim=-1,
+    y, x = y.masked_fill(outside, -1.0), x.masked_fill(outside, -1.0)
+    top, left = y.floor(), x.floor()
+    integer = torch.int32 if rows < 2**31 else torch.int64
+    cell = (top.to(integer) + 1) * (width + 2) + (left.to(integer) + 1)
+    return Points(cell, y - top, x - left, outside)
+
+
+def corner_index(row: Tensor, width: int, groups: int = 1) -> Tensor:
+    """Rows of a point's four corners from that of its top left one: (...) -> (..., 4)."""
+    down = (width + 2) * groups
+    return row[..., None] + torch.tensor((0, groups, down, down + groups), dtype=row.dtype, device=row.device)
+
+
+def corner_weight(points: Points) -> Tensor:
+    """Bilinear weights of the four corners, in the order of ``corner_index``: (...) -> (..., 4)."""
+    _, down, right, _ = points
+    up, left = 1 - down, 1 - right
+    return torch.stack((up * left, up * right, down * left, down * right), dim=-1)
+
+
+def point_gradient(points: Points, corner: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of a sum by the points' y and x, from its gradient by the corner weights (..., 4).
+
+    At an integer coordinate it is the derivative towards larger coordinates; a point outside gets zero.
+    Source: Dai et al. 2017, appendix A.
+    """
+    _, down, right, outside = points
+    top_left, top_right, bottom_left, bottom_right = corner.unbind(-1)
+    y = (bottom_left - top_left) * (1 - right) + (bottom_right - top_right) * right
+    x = (top_right - top_left) * (1 - down) + (bottom_right - bottom_left) * down
+    return y.masked_fill(outside, 0.0), x.masked_fill(outside, 0.0)
+
+
+class Bags(NamedTuple):
+    """Which rows are summed into which result: E entries, bag after bag."""
+
+    row: Tensor  # (E,)
+    weight: Tensor  # (E,)
+    start: Tensor  # (B,) first entry of each bag
+    owner: Tensor  # (E,) the bag of each entry
+
+
+def gather_sum(rows: Tensor, bags: Bags) -> Tensor:
+    """Sum the rows of each bag, weighted: rows (R, C) -> (B, C), in the dtype of the rows."""
+    # embedding_bag wants one dtype; the weights of half-precision features are rounded only here
+    weight = bags.weight.to(rows.dtype)
+    return F.embedding_bag(bags.row, rows, bags.start, mode="sum", per_sample_weights=weight)
+
+
+def gather_dot(rows: Tensor, bags: Bags, sums: Tensor) -> Tensor:
+    """Gradient of ``gather_sum`` by the weights, from that by its results: (B, C) -> (E,), dot products."""
+    if not len(bags.row):
+        return torch.zeros_like(bags.weight)
+    # what autograd calls for embedding_bag; 0 is the mode "sum"
+    dot: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        sums, rows, bags.row, bags.start, bags.owner, 0
     )
-    return index, weight
+    return dot.to(bags.weight.dtype)
+
+
+def scatter_sum(table: Tensor, bags: Bags, sums: Tensor) -> None:
+    """Gradient of ``gather_sum`` by the rows: add each bag's gradient (B, C) to its rows of ``table`` (R, C), in place.
+
+    A gather as well, with rows and bags exchanged: for each row the list of the bags that read it. Several times
+    faster than adding entry by entry (index_add_), and the order of summation is fixed.
+    """
+    if not len(bags.row):
+        return
+    key, order = torch.sort(bags.row)
+    # only the stretch of the table that is read at all
+    first, last = int(key[0]), int(key[-1])
+    count = torch.bincount(key - first)
+    start = (count.cumsum(0) - count).to(key.dtype)
+    # index_select is several times faster than indexing with brackets
+    by_row = Bags(bags.owner.index_select(0, order), bags.weight.index_select(0, order), start, key)
+    table[first : last + 1] += gather_sum(sums, by_row)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdcn.ops import bilinear_corners, kernel_points, outside_map
+from segdcn.ops import kernel_points, outside_map
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
