@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segdcn.ops import DeformConv2d, deform_conv2d
+from segdcn.ops import DeformConv2d, deform_conv2d, gather_conv
 from segdcn.ops.deform_conv import Backend
 
 BACKENDS: tuple[Backend, ...] = ("gather", "torchvision")
@@ -130,6 +130,32 @@ def test_gradients_equal_finite_differences(backend: Backend, case: Case) -> Non
         return deform_conv2d(**dict(zip(tensors, values, strict=True)), backend=backend, **case.geometry)
 
     assert torch.autograd.gradcheck(function, tuple(tensors.values()))
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 300, 10**9])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_size_of_a_tile_does_not_matter(groups: int, tile_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(4, 4, (5, 8), (3, 2), padding=(1, 1), groups=groups, offset_groups=2)
+    expected = with_gradients(deform_conv2d, case.tensors(), backend="torchvision", **case.geometry)
+    monkeypatch.setattr(gather_conv, "TILE_BYTES", tile_bytes)
+    for name, value in with_gradients(deform_conv2d, case.tensors(), backend="gather", **case.geometry).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("wanted", [("input",), ("weight",), ("offset",), ("mask",), ("input", "mask"), ("bias",)])
+def test_a_gradient_does_not_depend_on_which_others_are_asked_for(wanted: tuple[str, ...]) -> None:
+    case = Case(4, 6, (5, 8), (3, 2), padding=(1, 1), offset_groups=2)
+    tensors = case.tensors()
+    expected = with_gradients(deform_conv2d, tensors, backend="gather", **case.geometry)
+    leaves = {name: tensor.requires_grad_(name in wanted) for name, tensor in case.tensors().items()}
+    output = deform_conv2d(**leaves, backend="gather", **case.geometry)
+    generator = torch.Generator().manual_seed(1)
+    output.backward(torch.randn(output.shape, dtype=torch.float64, generator=generator))
+    for name, leaf in leaves.items():
+        if name in wanted:
+            torch.testing.assert_close(leaf.grad, expected[name])
+        else:
+            assert leaf.grad is None
 
 
 @both_backends
@@ -301,6 +327,28 @@ def test_a_wrong_shape_is_told_by_the_argument_s_name(
     wrong = right | {name: torch.zeros(shape) for name, shape in change.items()}
     with pytest.raises(ValueError, match=f"^{message}"):
         deform_conv2d(**wrong, padding=(1, 0), backend=backend)
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input": torch.int64}, "input must be floating point, got torch.int64"),
+        ({"weight": torch.float64}, "weight must have input's dtype torch.float32, got torch.float64"),
+        ({"bias": torch.float16}, "bias must have input's dtype torch.float32, got torch.float16"),
+        ({"offset": torch.int32}, "offset must be floating point, got torch.int32"),
+        ({"mask": torch.bool}, "mask must be floating point, got torch.bool"),
+        ({"offset": "meta"}, "offset must be on input's device cpu, got meta"),
+        ({"weight": "meta"}, "weight must be on input's device cpu, got meta"),
+    ],
+)
+def test_a_wrong_dtype_or_device_is_told_by_the_argument_s_name(
+    backend: Backend, change: dict[str, torch.dtype | str], message: str
+) -> None:
+    tensors = Case(4, 3, (5, 7)).tensors(torch.float32)
+    tensors |= {name: tensors[name].to(to) for name, to in change.items()}
+    with pytest.raises(ValueError, match=f"^{message}"):
+        deform_conv2d(**tensors, backend=backend)
 
 
 def test_an_unknown_backend_is_refused() -> None:
@@ -542,6 +590,36 @@ def test_repr_tells_how_the_layer_convolves_and_deforms() -> None:
     ):
         assert part in second
     assert third.startswith("  (offset): Conv2d(4, 36,")
+
+
+@both_backends
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_compiled_layer_trains_as_one_graph(backend: Backend, modulated: bool) -> None:
+    case = Case(4, 6, (5, 7), padding=(1, 1), offset_groups=2)
+    tensors = case.tensors(torch.float32)
+    if not modulated:
+        del tensors["mask"]
+
+    def compiled(**arguments: Tensor) -> Tensor:
+        # "aot_eager": the graph and its backward as torch.compile makes them, without a C++ compiler
+        function = torch.compile(deform_conv2d, fullgraph=True, backend="aot_eager")
+        return function(**arguments, backend=backend, **case.geometry)
+
+    expected = with_gradients(deform_conv2d, tensors, backend=backend, **case.geometry)
+    for name, value in with_gradients(compiled, tensors).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gather_operator_keeps_the_rules_of_custom_operators(masked: bool) -> None:
+    # schema, autograd, fake tensors of the right sizes and strides: what torch.compile relies on
+    tensors = {name: tensor.requires_grad_() for name, tensor in Case(4, 6, (5, 7), offset_groups=2).tensors().items()}
+    arguments = [tensors[name] for name in ("input", "offset", "weight")] + [tensors["mask"] if masked else None]
+    geometry = [[1, 1], [0, 0], [1, 1]]
+    torch.library.opcheck(gather_conv.gather_conv2d, (*arguments, *geometry))
+    grad = torch.randn(2, 6, 3, 5, dtype=torch.float64)
+    plain = [None if tensor is None else tensor.detach() for tensor in arguments]
+    torch.library.opcheck(gather_conv.gather_conv2d_backward, (grad, *plain, *geometry, [True] * 4))
 
 
 def test_an_exported_layer_keeps_torchvisions_operator() -> None:

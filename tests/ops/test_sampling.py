@@ -1,4 +1,4 @@
-"""Sampling points and bilinear corners, against loops written from the definition."""
+"""Sampling points, and sums of map cells at them, against loops written from the definition."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segdcn.ops import kernel_points, outside_map
+from segdcn.ops.sampling import (
+    Bags,
+    corner_index,
+    corner_weight,
+    gather_dot,
+    gather_sum,
+    locate,
+    map_from_rows,
+    point_gradient,
+    rows_with_ring,
+    scatter_sum,
+)
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
@@ -89,22 +101,58 @@ coordinates = st.floats(-3, 9, allow_nan=False, width=32) | st.integers(-3, 9).m
 @given(
     height=st.integers(1, 4),
     extra=st.integers(1, 3),
+    groups=st.integers(1, 3),
     points=st.lists(st.tuples(coordinates, coordinates), min_size=1, max_size=20),
 )
-def test_corners_interpolate_a_map_that_is_zero_outside(
-    height: int, extra: int, points: list[tuple[float, float]]
+def test_a_gather_interpolates_a_map_that_is_zero_outside(
+    height: int, extra: int, groups: int, points: list[tuple[float, float]]
 ) -> None:
-    width = height + extra
-    values = torch.arange(1, height * width + 1, dtype=torch.float64).view(height, width) ** 2
+    width, n, channels = height + extra, 2, groups * 2
+    maps = torch.randn(n, channels, height, width, dtype=torch.float64)
     y, x = torch.tensor(points, dtype=torch.float64).unbind(-1)
-    index, weight = bilinear_corners(y, x, height, width)
-    assert index.shape == weight.shape == (len(points), 4)
-    assert index.dtype == torch.int64
-    assert index.min() >= 0
-    assert index.max() < height * width
-    read = (values.flatten()[index] * weight).sum(-1)
-    expected = torch.tensor([interpolated(values, *point) for point in points], dtype=torch.float64)
-    torch.testing.assert_close(read, expected)
+    table = rows_with_ring(maps, groups)
+    found = locate(y, x, height, width, len(table))
+    # the last image, each group of channels
+    row = ((height + 2) * (width + 2) + found.cell[:, None]) * groups + torch.arange(groups)
+    weight = corner_weight(found)[:, None].expand(-1, groups, -1)
+    read = gather_sum(table, bags_of_four(corner_index(row, width, groups), weight)).view(len(points), channels)
+    for point, values in zip(points, read, strict=True):
+        expected = [interpolated(maps[1, channel], *point) for channel in range(channels)]
+        torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+
+
+def bags_of_four(row: Tensor, weight: Tensor) -> Bags:
+    count = row.numel() // 4
+    start = torch.arange(count, dtype=row.dtype) * 4
+    return Bags(row.flatten(), weight.flatten(), start, torch.arange(count, dtype=row.dtype).repeat_interleave(4))
+
+
+def test_a_table_of_rows_is_the_map_with_a_ring_of_zeros() -> None:
+    maps = torch.randn(2, 6, 3, 4)
+    table = rows_with_ring(maps, groups=3)
+    padded = torch.nn.functional.pad(maps, (1, 1, 1, 1))
+    for image, group, row, column in itertools.product(range(2), range(3), range(5), range(6)):
+        entry = table[((image * 5 + row) * 6 + column) * 3 + group]
+        assert torch.equal(entry, padded[image, group * 2 : group * 2 + 2, row, column])
+    assert torch.equal(map_from_rows(table, maps.shape), maps)
+
+
+def test_the_scatter_and_the_dots_are_the_gradients_of_the_gather() -> None:
+    rows = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    sizes = torch.tensor([3, 0, 5, 1])  # one bag is empty
+    row = torch.tensor([2, 5, 2, 4, 4, 4, 0, 6, 3], dtype=torch.int32)
+    weight = torch.randn(9, dtype=torch.float64, requires_grad=True)
+    start = (sizes.cumsum(0) - sizes).int()
+    bags = Bags(row, weight, start, torch.arange(4, dtype=torch.int32).repeat_interleave(sizes))
+    sums = gather_sum(rows, bags)
+    assert not sums[1].any()
+    grad = torch.randn_like(sums)
+    for_rows, for_weight = torch.autograd.grad(sums, (rows, weight), grad)
+    with torch.no_grad():
+        table = torch.ones_like(rows)
+        scatter_sum(table, bags, grad)
+        torch.testing.assert_close(table, 1 + for_rows)
+        torch.testing.assert_close(gather_dot(rows, bags, grad), for_weight)
 
 
 def test_outside_means_no_cell_within_a_pixel() -> None:
@@ -115,16 +163,21 @@ def test_outside_means_no_cell_within_a_pixel() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e6])
-def test_a_wild_coordinate_weighs_nothing_and_gets_no_gradient(bad: float) -> None:
+def test_a_wild_coordinate_reads_the_ring_and_gets_no_gradient(bad: float) -> None:
     for y_value, x_value in ((bad, 1.5), (1.5, bad), (bad, bad)):
-        y = torch.tensor([y_value, 0.5], requires_grad=True)
-        x = torch.tensor([x_value, 2.5], requires_grad=True)
-        index, weight = bilinear_corners(y, x, 3, 5)
-        assert index[0].min() >= 0
-        assert index[0].max() < 15
-        assert weight.tolist() == [[0.0] * 4, [0.25] * 4]
-        (weight * torch.arange(8.0).view(2, 4)).sum().backward()
-        assert y.grad is not None
-        assert x.grad is not None
-        assert (y.grad[0], x.grad[0]) == (0, 0)
-        assert (y.grad[1], x.grad[1]) == (2, 1)  # d/dy of 4(1-y)(1-x) + 5(1-y)x + 6y(1-x) + 7yx, and d/dx
+        points = locate(torch.tensor([y_value, 0.5]), torch.tensor([x_value, 2.5]), 3, 5, 35)
+        weight = corner_weight(points)
+        assert weight.tolist() == [[1, 0, 0, 0], [0.25] * 4]
+        row = corner_index(points.cell, 5)
+        assert row[0, 0] == 0  # the corner of the ring
+        assert row.min() >= 0
+        assert row.max() < 5 * 7
+        y, x = point_gradient(points, torch.arange(8.0).view(2, 4))
+        assert (y[0], x[0]) == (0, 0)
+        assert (y[1], x[1]) == (2, 1)  # d/dy of 4(1-y)(1-x) + 5(1-y)x + 6y(1-x) + 7yx, and d/dx
+
+
+def test_rows_beyond_the_range_of_int32_are_counted_in_int64() -> None:
+    y = x = torch.zeros(1)
+    assert locate(y, x, 3, 5, 2**31 - 1).cell.dtype == torch.int32
+    assert locate(y, x, 3, 5, 2**31).cell.dtype == torch.int64
