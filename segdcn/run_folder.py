@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -60,11 +61,20 @@ def environment(seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions,
         "git": _git_state(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name() if cuda else _processor(),
         "devices": torch.cuda.device_count() if cuda else 0,
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """The CPU's name where the system tells it, else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"cpu ({platform.machine()})"
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdcn"
-COMMANDS = {"segdcn.train", "segdcn.evaluate"}
+COMMANDS = {"segdcn.train", "segdcn.evaluate", "segdcn.benchmark"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Everything outside the standard library that a part may import; the longest matching name counts.

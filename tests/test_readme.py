@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from runs import compose
 
 from segdcn.assembly import CONFIG_PATH
+from segdcn.benchmark import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -43,6 +44,9 @@ def test_the_readme_was_read() -> None:
 def test_command_exists_and_composes(command: str) -> None:
     program, *arguments = shlex.split(command, comments=True)
     assert program in {script.name for script in entry_points(group="console_scripts")}
+    if program == "segdcn-benchmark":
+        parse_arguments(arguments)
+        return
     if any(argument.startswith("-") for argument in arguments):
         assert set(arguments) <= {"--help"}
         return

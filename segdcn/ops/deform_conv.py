@@ -143,6 +143,8 @@ class DeformConv2d(nn.Module):
     with ``modulated`` one mask logit z per point, mask = 2 * sigmoid(z). It starts at zero, so an untrained layer
     equals the plain convolution, whatever follows it.
 
+    backend: as in ``deform_conv2d``; an attribute that may be changed at any time.
+
     Shape: (N, C_in, H, W) -> (N, C_out, Ho, Wo), as ``nn.Conv2d``.
     Source: Dai et al. 2017, section 2.1; modulated: Zhu et al. 2019, section 3.2, with the factor 2 of the
     authors' example network, which keeps a pretrained network's function at the start.
@@ -161,20 +163,23 @@ class DeformConv2d(nn.Module):
         *,
         modulated: bool = False,
         offset_groups: int = 1,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         plain = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self._take_over(plain, modulated, offset_groups)
+        self._take_over(plain, modulated, offset_groups, backend)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, *, modulated: bool = False, offset_groups: int = 1) -> DeformConv2d:
+    def from_conv(
+        cls, conv: nn.Conv2d, *, modulated: bool = False, offset_groups: int = 1, backend: Backend = "auto"
+    ) -> DeformConv2d:
         """A deformable layer that computes the same function as ``conv`` and keeps its parameters."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._take_over(conv, modulated, offset_groups)
+        layer._take_over(conv, modulated, offset_groups, backend)
         return layer.train(conv.training)
 
-    def _take_over(self, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> None:
+    def _take_over(self, conv: nn.Conv2d, modulated: bool, offset_groups: int, backend: Backend) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(
                 f"only zero padding given in pixels can be deformed, got padding={conv.padding!r} "
@@ -186,6 +191,7 @@ class DeformConv2d(nn.Module):
         self.kernel_size, self.stride = _two(cast(IntPair, conv.kernel_size)), _two(cast(IntPair, conv.stride))
         self.padding, self.dilation = _two(cast(IntPair, conv.padding)), _two(cast(IntPair, conv.dilation))
         self.groups, self.modulated, self.offset_groups = conv.groups, modulated, offset_groups
+        self.backend: Backend = backend
         self.weight, self.bias = conv.weight, conv.bias
         points = self.kernel_size[0] * self.kernel_size[1] * offset_groups
         self.offset = nn.Conv2d(
@@ -211,7 +217,8 @@ class DeformConv2d(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Predict where to sample from ``input``, then convolve it there."""
         offset, mask = self.split_branch(self.offset(input))
-        return deform_conv2d(input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        settings = (self.stride, self.padding, self.dilation)
+        return deform_conv2d(input, offset, self.weight, self.bias, *settings, mask, backend=self.backend)
 
     def extra_repr(self) -> str:
         """As ``nn.Conv2d`` prints itself, and how it deforms."""

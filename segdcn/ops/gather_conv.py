@@ -34,7 +34,7 @@ from segdcn.ops.sampling import (
     scatter_sum,
 )
 
-TILE_BYTES = 2**21  # of one gathered map: it, its gradient and the weights of one kernel point share the cache
+TILE_BYTES = 3 * 2**19  # of one gathered map: it, its gradient and the weights of one kernel point share the cache
 
 
 @torch.library.custom_op("segdcn::gather_conv2d", mutates_args=())
@@ -84,37 +84,9 @@ def gather_conv2d_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients by input, offset, weight and mask, of their shapes; zeros where one is not ``needed``."""
-    for_input, for_offset, for_weight, for_mask = needed
-    for_points = for_offset or for_mask
     samples = _Samples(input, offset, weight, mask, stride, padding, dilation)
-    kernel, channels = _by_tap(weight), input.shape[1]
-    groups = channels // weight.shape[1]
-    grad = grad.permute(0, 2, 3, 1).reshape(samples.positions, len(weight)).contiguous()
-    grad_rows = torch.zeros_like(samples.rows, dtype=_sum_dtype(input))
-    grad_kernel = torch.zeros_like(kernel, dtype=_sum_dtype(input))
-    grad_corner = torch.zeros_like(samples.bilinear)
-    # the gradient of a tile's gathered maps is kept for all kernel points: one scatter is cheaper than K
-    buffer = samples.rows.new_empty(len(kernel) * samples.tile_length * channels)
-    for tile in samples.tiles():
-        grad_tile = grad[tile]
-        columns = buffer[: len(kernel) * len(grad_tile) * channels].view(len(kernel), len(grad_tile), channels)
-        for k in range(len(kernel)):
-            bags = samples.bags(k, tile)
-            gathered = gather_sum(samples.rows, bags).view(-1, channels)
-            grad_gathered, grad_tap, _ = torch.ops.aten.convolution_backward(
-                _image(grad_tile), _image(gathered), kernel[k], None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups,
-                [for_input or for_points, for_weight, False],
-            )  # fmt: skip
-            if for_weight:
-                grad_kernel[k] += grad_tap
-            if for_points:
-                dot = gather_dot(samples.rows, bags, _rows(grad_gathered).view(-1, samples.rows.shape[1]))
-                grad_corner[k, tile] = dot.view_as(grad_corner[k, tile])
-            if for_input:
-                columns[k] = _rows(grad_gathered)
-        if for_input:
-            scatter_sum(grad_rows, samples.bags(slice(None), tile), columns.view(-1, samples.rows.shape[1]))
-
+    # in a function of its own, so that its buffers are free before the results are brought into their layouts
+    grad_rows, grad_kernel, grad_corner = _sum_over_tiles(grad, samples, weight, *needed)
     grad_mask = input.new_zeros(0)
     if samples.mask is not None and mask is not None:
         grad_mask = _like(_by_channel((samples.bilinear * grad_corner).sum(-1), offset), mask)
@@ -126,6 +98,48 @@ def gather_conv2d_backward(
         _like(grad_kernel.permute(1, 2, 0, 3, 4), weight),
         grad_mask,
     )
+
+
+def _sum_over_tiles(
+    grad: Tensor,
+    samples: "_Samples",
+    weight: Tensor,
+    for_input: bool,
+    for_offset: bool,
+    for_weight: bool,
+    for_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by the table of rows, by the weights of each kernel point, and by the weights of each corner."""
+    rows, kernel = samples.rows, _by_tap(weight)
+    taps, channels = len(kernel), samples.channels
+    groups = channels // weight.shape[1]
+    for_points = for_offset or for_mask
+    grad = grad.permute(0, 2, 3, 1).reshape(samples.positions, len(weight)).contiguous()
+    grad_rows = torch.zeros_like(rows, dtype=_sum_dtype(rows))
+    grad_kernel = torch.zeros_like(kernel, dtype=_sum_dtype(rows))
+    grad_corner = torch.zeros_like(samples.bilinear)
+    # the gradient of a tile's gathered maps is kept for all kernel points: one scatter is cheaper than K
+    buffer = rows.new_empty(taps * samples.tile_length * channels)
+    for tile in samples.tiles():
+        grad_tile = grad[tile]
+        columns = buffer[: taps * len(grad_tile) * channels].view(taps, len(grad_tile), channels)
+        for k in range(taps):
+            bags = samples.bags(k, tile)
+            gathered = gather_sum(rows, bags).view(-1, channels)
+            grad_gathered, grad_tap, _ = torch.ops.aten.convolution_backward(
+                _image(grad_tile), _image(gathered), kernel[k], None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups,
+                [for_input or for_points, for_weight, False],
+            )  # fmt: skip
+            if for_weight:
+                grad_kernel[k] += grad_tap
+            if for_points:
+                dot = gather_dot(rows, bags, _rows(grad_gathered).view(-1, rows.shape[1]))
+                grad_corner[k, tile] = dot.view_as(grad_corner[k, tile])
+            if for_input:
+                columns[k] = _rows(grad_gathered)
+        if for_input:
+            scatter_sum(grad_rows, samples.bags(slice(None), tile), columns.view(-1, rows.shape[1]))
+    return grad_rows, grad_kernel, grad_corner
 
 
 @gather_conv2d_backward.register_fake
@@ -171,7 +185,7 @@ class _Samples:
         padding: list[int],
         dilation: list[int],
     ) -> None:
-        n, channels, height, width = input.shape
+        n, self.channels, height, width = input.shape
         y, x = kernel_points(offset, weight.shape[2:], stride, padding, dilation)
         groups = y.shape[1]
         self.rows = rows_with_ring(input, groups)
@@ -186,7 +200,7 @@ class _Samples:
         row = (cell + image * ((height + 2) * (width + 2))) * groups + group
         self._index = corner_index(row.view(taps, self.positions, groups), width, groups)
 
-        tiles = max(1, round(self.positions * channels * input.element_size() / TILE_BYTES))
+        tiles = max(1, math.ceil(self.positions * self.channels * input.element_size() / TILE_BYTES))
         self.tile_length = -(-self.positions // tiles)
         bag = torch.arange(taps * self.tile_length * groups, dtype=cell.dtype, device=cell.device)
         self._start, self._owner = bag * 4, bag.repeat_interleave(4)
@@ -205,9 +219,9 @@ def _like(gradient: Tensor, argument: Tensor) -> Tensor:
     return gradient.reshape(argument.shape).to(argument.dtype).contiguous()
 
 
-def _sum_dtype(input: Tensor) -> torch.dtype:
+def _sum_dtype(features: Tensor) -> torch.dtype:
     """Sums over kernel points and tiles of half-precision terms are kept in float32."""
-    return torch.promote_types(input.dtype, torch.float32)
+    return torch.promote_types(features.dtype, torch.float32)
 
 
 def _by_tap(weight: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ def deform_ps_roi_pool(
         classes = offset.shape[1] // 2 if offset.ndim == 4 else 0
         if classes < 1 or offset.shape != (rois.shape[0], 2 * classes, part, part) or output_channels % classes:
             raise ValueError(
-                f"offset must be ({rois.shape[0]}, 2 * classes, {part}, {part}), the classes dividing {output_channels} "
-                f"output channels, got {tuple(offset.shape)}"
+                f"offset must be ({rois.shape[0]}, 2 * classes, {part}, {part}), the classes dividing "
+                f"{output_channels} output channels, got {tuple(offset.shape)}"
             )
     output: Tensor = _position_sensitive_pool(
         input, rois, offset, list(size), group_size, spatial_scale, sample_per_part, gamma

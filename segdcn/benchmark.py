@@ -1,0 +1,349 @@
+"""segdcn-benchmark: time and memory of the operators and of a training step, each against what it stands beside."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import functional as F
+
+from segdcn.models import Deform, build_deeplab, deformable_layers
+from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
+from segdcn.run_folder import environment, write_json
+
+# N, C, H, W -> C, 3x3; groups
+CONVOLUTIONS = (
+    (4, 256, 40, 40, 1),
+    (1, 512, 65, 65, 1),
+    (4, 512, 33, 33, 1),
+    (1, 256, 64, 64, 1),
+    (2, 64, 64, 64, 1),
+)
+DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
+REGIONS = (64, 300)
+OFFSET_DEVIATION = 2.0  # pixels
+DEFORMABLE_LAYERS = (0, 3, 6)
+
+
+@dataclass
+class Candidate:
+    """Something to time: ``run`` makes the output, whose backward reaches ``leaves``."""
+
+    name: str
+    run: Callable[[], Tensor]
+    leaves: Sequence[Tensor]
+
+
+@dataclass
+class Figures:
+    """Medians of one candidate: milliseconds, and peak memory in MB above what was held before (NaN: not known)."""
+
+    forward_ms: float
+    training_ms: float  # forward and backward
+    forward_mb: float
+    training_mb: float
+
+
+def compare(candidates: Sequence[Candidate], repeats: int) -> dict[str, Figures]:
+    """Time candidates in turn, so that a busy moment of the machine hits all of them; then their peak memory."""
+    gradients = {c.name: torch.randn_like(c.run()) for c in candidates}
+    device = candidates[0].leaves[0].device
+
+    def train(candidate: Candidate) -> None:
+        torch.autograd.grad(candidate.run(), candidate.leaves, gradients[candidate.name])
+
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for c in candidates:
+        calls |= {(c.name, "forward"): c.run, (c.name, "training"): partial(train, c)}
+    medians = _interleaved(calls, repeats, device)
+    return {
+        c.name: Figures(
+            *(medians[c.name, kind] for kind in ("forward", "training")),
+            *(_peak_megabytes(calls[c.name, kind], device) for kind in ("forward", "training")),
+        )
+        for c in candidates
+    }
+
+
+def _interleaved(calls: Mapping[Any, Callable[[], object]], repeats: int, device: torch.device) -> dict[Any, float]:
+    """Median milliseconds of each call, all called in turn, round after round."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            taken = _milliseconds(call, device)
+            if turn:  # the first round warms up
+                times[name].append(taken)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    taken = 1000 * (time.perf_counter() - start)
+    del result
+    return taken
+
+
+def _peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
+    """Peak memory of a call above what was held before; on a CPU from Linux's own books, elsewhere NaN."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the call would reuse it unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except (OSError, AttributeError):
+        return math.nan
+
+    def kilobytes(name: str) -> int:
+        found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    before = kilobytes("VmRSS")
+    call()
+    return (kilobytes("VmHWM") - before) / 1024
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def convolutions(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """deform_conv2d, both backends, against torchvision's operator and a plain convolution."""
+    rows = []
+    for n, channels, height, width, groups in CONVOLUTIONS + DEPTHWISE:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(n, channels, height, width, generator=generator)
+        weight = torch.randn(channels, channels // groups, 3, 3, generator=generator) / math.sqrt(9 * channels / groups)
+        offset = OFFSET_DEVIATION * torch.randn(n, 18, height, width, generator=generator)
+        x, weight = (t.to(device, dtype).requires_grad_() for t in (x, weight))
+        candidates = _convolution_candidates(x, offset.to(device).requires_grad_(), weight, groups)
+        case = f"{n}×{channels}×{height}×{width}" + (" depthwise" if groups > 1 else "")
+        rows.append({"case": case, "figures": compare(candidates, repeats)})
+    return rows
+
+
+def _convolution_candidates(x: Tensor, offset: Tensor, weight: Tensor, groups: int) -> list[Candidate]:
+    wide_x, wide_weight = (t.detach().float().requires_grad_() for t in (x, weight))  # no bfloat16 on a CPU
+    return [
+        Candidate("conv2d", lambda: F.conv2d(x, weight, padding=1, groups=groups), (x, weight)),
+        Candidate(
+            "torchvision's own",
+            lambda: torchvision.ops.deform_conv2d(wide_x, offset, wide_weight, padding=1),
+            (wide_x, offset, wide_weight),
+        ),
+        Candidate(
+            "torchvision",
+            lambda: deform_conv2d(x, offset, weight, padding=1, backend="torchvision"),
+            (x, offset, weight),
+        ),
+        Candidate("gather", lambda: deform_conv2d(x, offset, weight, padding=1, backend="gather"), (x, offset, weight)),
+    ]
+
+
+def poolings(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The deformable RoI poolings against torchvision's plain ones, on a map of 50×75 pixels."""
+    rows = []
+    for count in REGIONS:
+        generator = torch.Generator().manual_seed(0)
+        size = torch.tensor([1200.0, 800.0])
+        corner = torch.rand(count, 2, generator=generator) * size * 0.6
+        far = corner + torch.rand(count, 2, generator=generator) * size * 0.4
+        rois = torch.cat((torch.zeros(count, 1), corner, far), dim=1).to(device)
+        x, scores = (
+            torch.randn(1, channels, 50, 75, generator=generator).to(device, dtype).requires_grad_()
+            for channels in (256, 21 * 49)
+        )
+        offset = torch.randn(count, 2, 7, 7, generator=generator).to(device).requires_grad_()
+        candidates = _pooling_candidates(x, scores, rois, offset)
+        rows.append({"case": f"{count} regions", "figures": compare(candidates, repeats)})
+    return rows
+
+
+def _pooling_candidates(x: Tensor, scores: Tensor, rois: Tensor, offset: Tensor) -> list[Candidate]:
+    same = rois.to(x.dtype)  # torchvision wants one dtype
+    return [
+        Candidate("roi_align", lambda: torchvision.ops.roi_align(x, same, 7, 1 / 16, aligned=True), (x,)),
+        Candidate("deform_roi_pool", lambda: deform_roi_pool(x, rois, offset, 7, 1 / 16), (x, offset)),
+        Candidate("ps_roi_align", lambda: torchvision.ops.ps_roi_align(scores, same, 7, 1 / 16, 4), (scores,)),
+        Candidate(
+            "deform_ps_roi_pool",
+            lambda: deform_ps_roi_pool(scores, rois, offset, 7, 21, 7, 1 / 16),
+            (scores, offset),
+        ),
+    ]
+
+
+def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Forward, loss, backward and SGD step of DeepLabv3 on a ResNet-50, output stride 16, at 4×3×256×256."""
+    image = torch.randn(4, 3, 256, 256, device=device)
+    label = torch.randint(21, (4, 256, 256), device=device)
+    steps: dict[str, Callable[[], object]] = {}
+    for layers in DEFORMABLE_LAYERS:
+        for backend in ("gather", "torchvision") if layers else ("gather",):
+            torch.manual_seed(0)
+            network = build_deeplab("resnet50", "aspp", 21, deform=Deform(layers=layers)).to(device).train()
+            for layer in deformable_layers(network).values():
+                layer.backend = cast(Any, backend)
+                torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # the weights stay, the cost is there
+
+            def step(network: Any = network, optimizer: torch.optim.SGD = optimizer) -> None:
+                with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+                    loss = F.cross_entropy(network(image), label)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+
+            steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = step
+    medians = _interleaved(steps, repeats, image.device)
+    return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
+
+
+def _geometric_mean(values: Sequence[float]) -> str:
+    return f"{math.exp(statistics.mean(map(math.log, values))):.2f}"
+
+
+def show_convolutions(rows: list[dict[str, Any]]) -> None:
+    """Two tables: time with its ratios, and peak memory."""
+    print("\nDeformable convolution 3×3, offsets of standard deviation 2; ms, forward / forward and backward")
+    names = list(rows[0]["figures"])
+    lines, ratios = [], []
+    for row in rows:
+        conv, torchvisions, _, gather = (row["figures"][name] for name in names)
+        ratio = [
+            slow / fast
+            for slow, fast in (
+                (torchvisions.forward_ms, gather.forward_ms),
+                (torchvisions.training_ms, gather.training_ms),
+                (gather.forward_ms, conv.forward_ms),
+                (gather.training_ms, conv.training_ms),
+            )
+        ]
+        if "depthwise" not in row["case"]:
+            ratios.append(ratio)
+        cells = [f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()]
+        lines.append([row["case"], *cells, f"{ratio[0]:.1f} / {ratio[1]:.1f}", f"{ratio[2]:.2f} / {ratio[3]:.2f}"])
+    means = [_geometric_mean(column) for column in zip(*ratios, strict=True)]
+    mean_line = ["geometric mean, not depthwise", *[""] * len(names), " / ".join(means[:2]), " / ".join(means[2:])]
+    _table(["N×C×H×W", *names, "torchvision's / gather", "gather / conv2d"], [*lines, mean_line])
+    show_memory(rows)
+
+
+def show_memory(rows: list[dict[str, Any]]) -> None:
+    """Peak memory of each case."""
+    print("\nPeak memory above what was held before; MB, forward / forward and backward")
+    cells = [[f"{f.forward_mb:.0f} / {f.training_mb:.0f}" for f in row["figures"].values()] for row in rows]
+    _table(["case", *rows[0]["figures"]], [[row["case"], *line] for row, line in zip(rows, cells, strict=True)])
+
+
+def show_poolings(rows: list[dict[str, Any]]) -> None:
+    """Time of the poolings, and their peak memory."""
+    print(
+        "\nRoI pooling of 1×256×50×75 (1×1029×50×75 position-sensitive), 7×7 bins; ms, forward / forward and backward"
+    )
+    cells = [[f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()] for row in rows]
+    _table(["case", *rows[0]["figures"]], [[row["case"], *line] for row, line in zip(rows, cells, strict=True)])
+    show_memory(rows)
+
+
+def show_training_steps(rows: list[dict[str, Any]]) -> None:
+    """One line per network, beside the one without deformable layers."""
+    print("\nTraining step of DeepLabv3, ResNet-50, output stride 16, 4×3×256×256")
+    plain = rows[0]["step_ms"]
+    _table(
+        ["layers, backend", "ms", "of the plain network"],
+        [[row["case"], f"{row['step_ms']:.0f}", f"{row['step_ms'] / plain:.2f}"] for row in rows],
+    )
+
+
+BENCHMARKS = {
+    "conv": (convolutions, show_convolutions),
+    "pool": (poolings, show_poolings),
+    "step": (training_steps, show_training_steps),
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options; exits with a line that says what is wrong with them."""
+    parser = argparse.ArgumentParser(
+        prog="segdcn-benchmark",
+        description="Times the operators against torchvision's and a plain convolution, all in one process and in "
+        "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
+        epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
+    )
+    parser.add_argument("which", nargs="*", metavar="conv|pool|step", help="what to time; everything by default")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of features")
+    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="file (default: benchmark.json)")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.which if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+    if options.repeats < 1:
+        parser.error(f"--repeats must be 1 or more, got {options.repeats}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device on this machine")
+    return options
+
+
+def main() -> None:
+    """Console script."""
+    options = parse_arguments()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    about = environment(seed=0)
+    print(
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.dtype}, {about['device']}, ",
+        end="",
+    )
+    print(f"{about['threads']} threads, medians of {options.repeats}", flush=True)
+    results: dict[str, Any] = {}
+    for name in options.which or BENCHMARKS:
+        run, show = BENCHMARKS[name]
+        rows = run(options.repeats, options.device, getattr(torch, options.dtype))
+        show(rows)
+        results[name] = [_plain(row) for row in rows]
+    write_json(options.output, {"environment": about, "dtype": options.dtype, **results})
+    print(f"\nfigures in {options.output}")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON; a memory figure that is not known becomes null."""
+    figures = {
+        name: {key: None if math.isnan(value) else round(value, 3) for key, value in vars(f).items()}
+        for name, f in row.get("figures", {}).items()
+    }
+    return {key: value for key, value in row.items() if key != "figures"} | figures
+
+
+if __name__ == "__main__":
+    main()

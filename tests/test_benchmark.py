@@ -1,0 +1,93 @@
+"""segdcn-benchmark on tiny shapes: what it prints and writes, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from segdcn import benchmark
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(benchmark, "CONVOLUTIONS", ((1, 4, 6, 7, 1), (2, 4, 5, 5, 1)))
+    monkeypatch.setattr(benchmark, "DEPTHWISE", ((1, 4, 6, 7, 4),))
+    monkeypatch.setattr(benchmark, "REGIONS", (2,))
+    monkeypatch.setattr(sys, "argv", ["segdcn-benchmark", *arguments])
+    benchmark.main()
+
+
+def test_tables_and_json_hold_every_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "conv", "pool", "--repeats", "2")
+    text = capsys.readouterr().out
+    assert text.startswith(f"torch {torch.__version__}, torchvision ")
+    assert f"{torch.get_num_threads()} threads, medians of 2" in text.splitlines()[0]
+    assert "| geometric mean, not depthwise |" in text
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    assert results.keys() == {"environment", "dtype", "conv", "pool"}
+    assert {"packages", "device", "threads", "git"} <= results["environment"].keys()
+    assert [row["case"] for row in results["conv"]] == ["1×4×6×7", "2×4×5×5", "1×4×6×7 depthwise"]
+    for row, names in (
+        (results["conv"][0], {"conv2d", "torchvision's own", "torchvision", "gather"}),
+        (results["pool"][0], {"roi_align", "deform_roi_pool", "ps_roi_align", "deform_ps_roi_pool"}),
+    ):
+        assert row.keys() - {"case"} == names
+        for name in names:
+            assert f"| {name} |" in text
+            assert row[name]["training_ms"] > row[name]["forward_ms"] > 0
+
+
+def test_bfloat16_features_are_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "conv", "--dtype", "bfloat16", "--repeats", "1", "--output", str(tmp_path / "half.json"))
+    assert json.loads((tmp_path / "half.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_peak_memory_is_that_of_the_call() -> None:
+    held = torch.ones(4 * 2**20)  # 16 MB, not counted
+    peak = benchmark._peak_megabytes(lambda: (held + 1).sum() + (held + 2).sum(), torch.device("cpu"))
+    if math.isnan(peak):
+        pytest.skip("this system does not tell a process its peak memory")
+    assert 12 < peak < 24  # one temporary of 16 MB at a time
+
+
+def test_a_training_step_is_timed_per_layer_count_and_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = benchmark.build_deeplab
+    monkeypatch.setattr(
+        benchmark, "build_deeplab", lambda *_, deform: original("resnet_tiny", "paper", 21, deform=deform)
+    )
+    monkeypatch.setattr(benchmark, "DEFORMABLE_LAYERS", (0, 2))
+    run(monkeypatch, "step", "--repeats", "1", "--output", str(tmp_path / "step.json"))
+    rows = json.loads((tmp_path / "step.json").read_text())["step"]
+    assert [row["case"] for row in rows] == ["0 deformable", "2 deformable, gather", "2 deformable, torchvision"]
+    assert all(row["step_ms"] > 0 for row in rows)
+    assert "| 0 deformable |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step"),
+        (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device cuda: PyTorch finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
