@@ -7,6 +7,7 @@ Legend: N batch, C channels, H x W map, R regions of interest, h x w bins of eac
 
 # no "from __future__ import annotations": torch.library.custom_op reads the annotations
 
+import math
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -274,7 +275,7 @@ class _Samples(NamedTuple):
 
     points: Points  # (S,)
     row: Tensor  # (S,) the row of the top left corner
-    share: Tensor  # (S,) of the bin's average; 0 for a sample that is not read
+    share: Tensor  # (S,) of the bin's average
     moves: Tensor  # (S, 2) 1 where the value changes with x and with y; beyond the border it does not
     bin: Tensor  # (S,)
     first: Tensor  # (bins,) first sample of each bin
@@ -411,11 +412,11 @@ def _read(
     height, width = input.shape[2:]
     read = (y >= -border) & (y <= height - 1 + border) & (x >= -border) & (x <= width - 1 + border)
     moves = torch.stack(((x >= 0) & (x < width - 1), (y >= 0) & (y < height - 1)), dim=-1)
-    # masked before clamp(): NaN passes it
-    y, x = y.masked_fill(~read, 0.0).clamp(0, height - 1), x.masked_fill(~read, 0.0).clamp(0, width - 1)
+    y = y.clamp(0, height - 1).masked_fill(~read, math.nan)  # which locate() keeps away from the map
+    x = x.clamp(0, width - 1)
     points = locate(y, x, height, width, len(input) * (height + 2) * (width + 2) * groups)
     row = (image.to(points.cell.dtype) * ((height + 2) * (width + 2)) + points.cell) * groups + group
-    return _Samples(points, row.to(points.cell.dtype), share * read, moves.to(y.dtype), bin, first, reach)
+    return _Samples(points, row.to(points.cell.dtype), share, moves.to(y.dtype), bin, first, reach)
 
 
 def _expand(values: Tensor) -> Tensor:

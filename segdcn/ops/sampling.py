@@ -81,11 +81,12 @@ class Points(NamedTuple):
 def locate(y: Tensor, x: Tensor, height: int, width: int, rows: int) -> Points:
     """Find the cells of points given in pixels of an H x W map; all arguments and results have one shape.
 
-    Points that read only zeros, and those that are not finite, are moved onto the ring. Cells count within one
-    image. ``rows`` is the length of the table: it decides between int32, which is faster, and int64.
+    Points that read only zeros, and those that are not finite, are moved to the end of the ring's first line, where
+    all four corners are cells of the ring: what the map holds cannot reach them. Cells count within one image.
+    ``rows`` is the length of the table: it decides between int32, which is faster, and int64.
     """
     outside = outside_map(y, x, height, width)
-    y, x = y.masked_fill(outside, -1.0), x.masked_fill(outside, -1.0)
+    y, x = y.masked_fill(outside, -1.0), x.masked_fill(outside, float(width))
     top, left = y.floor(), x.floor()
     integer = torch.int32 if rows < 2**31 else torch.int64
     cell = (top.to(integer) + 1) * (width + 2) + (left.to(integer) + 1)

@@ -227,6 +227,14 @@ def test_far_outside_there_is_neither_value_nor_gradient(backend: Backend) -> No
     assert all(not value.any() for value in result.values())
 
 
+@pytest.mark.parametrize("feature", [math.nan, math.inf])
+def test_what_the_map_holds_does_not_reach_a_sample_outside(feature: float) -> None:
+    x, weight = torch.full((1, 2, 3, 4), feature), torch.ones(1, 2, 3, 3)
+    offset = torch.full((1, 18, 3, 4), -1000.0)
+    offset[:, 0] = math.nan
+    assert not deform_conv2d(x, offset, weight, padding=1, backend="gather").any()
+
+
 @both_backends
 def test_a_mirrored_problem_has_the_mirrored_result(backend: Backend) -> None:
     case = Case(4, 3, (6, 9), (3, 2), padding=(1, 1), dilation=(1, 2), offset_groups=2)

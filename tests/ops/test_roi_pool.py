@@ -309,6 +309,12 @@ def test_wild_offsets_contribute_nothing_and_gradients_stay_finite() -> None:
 
 
 @both_pools
+def test_what_the_map_holds_does_not_reach_a_sample_outside(pool: Pool) -> None:
+    _, rois, offset = arguments()
+    assert not pool(torch.full((2, 8, 6, 9), math.nan, dtype=torch.float64), rois, offset.fill_(math.inf)).any()
+
+
+@both_pools
 @pytest.mark.parametrize(
     ("change", "message"),
     [
