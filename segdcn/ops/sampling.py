@@ -154,7 +154,7 @@ def scatter_sum(table: Tensor, bags: Bags, sums: Tensor) -> None:
     """
     if not len(bags.row):
         return
-    key, order = torch.sort(bags.row)
+    key, order = torch.sort(bags.row, stable=True)
     # only the stretch of the table that is read at all
     first, last = int(key[0]), int(key[-1])
     count = torch.bincount(key - first)

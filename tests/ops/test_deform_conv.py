@@ -90,7 +90,7 @@ def with_gradients(function: Callable[..., Tensor], tensors: dict[str, Tensor], 
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
     output = function(**leaves, **options)
     generator = torch.Generator().manual_seed(1)
-    output.backward(torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.dtype))
+    output.backward(torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output))
     return {"output": output.detach()} | {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
 
@@ -408,6 +408,18 @@ def test_without_gradients_the_result_is_the_same(backend: Backend, context: Cal
         output = deform_conv2d(**tensors, backend=backend, **case.geometry)
     assert not output.requires_grad
     torch.testing.assert_close(output, deform_conv2d(**tensors, backend=backend, **case.geometry).detach())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@both_backends
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(backend: Backend, groups: int) -> None:
+    case = Case(4, 4, (5, 8), (3, 2), padding=(1, 1), groups=groups, offset_groups=2)
+    expected = with_gradients(deform_conv2d, case.tensors(), backend=backend, **case.geometry)
+    tensors = {name: tensor.cuda() for name, tensor in case.tensors().items()}
+    for name, value in with_gradients(deform_conv2d, tensors, backend=backend, **case.geometry).items():
+        torch.testing.assert_close(value.cpu(), expected[name])
 
 
 # Half precision

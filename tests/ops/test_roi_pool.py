@@ -234,7 +234,7 @@ def with_gradients(pool: Pool, maps: Tensor, rois: Tensor, offset: Tensor) -> li
     maps, offset = maps.detach().requires_grad_(), offset.detach().requires_grad_()
     output = pool(maps, rois, offset)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.dtype)
+    grad = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output)
     return [output.detach(), *torch.autograd.grad(output, (maps, offset), grad)]
 
 
@@ -357,6 +357,16 @@ def test_a_wrong_argument_is_told_by_its_name(pool: Pool, change: dict[int, Tens
 def test_a_wrong_setting_is_told_by_its_name(call: Callable[..., Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         call(*arguments())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@both_pools
+def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(pool: Pool) -> None:
+    tensors = arguments()
+    on_gpu = with_gradients(pool, *(tensor.cuda() for tensor in tensors))
+    for ours, value in zip(on_gpu, with_gradients(pool, *tensors), strict=True):
+        torch.testing.assert_close(ours.cpu(), value)
 
 
 @both_pools
