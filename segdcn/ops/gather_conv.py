@@ -59,15 +59,7 @@ def gather_conv2d(
 
 
 @gather_conv2d.register_fake
-def _(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
+def _(input: Tensor, offset: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return input.new_empty(input.shape[0], *offset.shape[2:], weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -144,15 +136,7 @@ def _sum_over_tiles(
 
 @gather_conv2d_backward.register_fake
 def _(
-    grad: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    needed: list[bool],
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_mask = input.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     return input.new_empty(input.shape), offset.new_empty(offset.shape), weight.new_empty(weight.shape), grad_mask

@@ -206,29 +206,12 @@ def _position_sensitive_pool_backward(
 
 
 @_aligned_pool.register_fake
-def _(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
-) -> Tensor:
+def _(input: Tensor, rois: Tensor, offset: Tensor | None, size: list[int], *_: Any) -> Tensor:
     return input.new_empty(rois.shape[0], input.shape[1], *size)
 
 
 @_position_sensitive_pool.register_fake
-def _(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    size: list[int],
-    group_size: int,
-    spatial_scale: float,
-    sample_per_part: int,
-    gamma: float,
-) -> Tensor:
+def _(input: Tensor, rois: Tensor, offset: Tensor | None, size: list[int], group_size: int, *_: Any) -> Tensor:
     return input.new_empty(rois.shape[0], input.shape[1] // group_size**2, *size)
 
 
