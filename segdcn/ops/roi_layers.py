@@ -1,0 +1,135 @@
+"""RoI poolings as layers with their own offset branch.
+
+Legend: N batch, C channels, H x W map, R regions of interest, h x w bins of each.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from segdcn.ops.roi_pool import IntPair, deform_ps_roi_pool, deform_roi_pool, output_pair
+
+
+class DeformRoIPool(nn.Module):
+    """``deform_roi_pool`` with its own offset branch: fully connected, from the plainly pooled region.
+
+    ``branch`` predicts one offset (x, y) per bin, in fractions of the region's size before ``gamma``, and with
+    ``modulated`` one logit z per bin, whose factor on the bin is 2 * sigmoid(z). Its last layer starts at zero, so an
+    untrained module is ``roi_align``. The authors train the branch of the plain form at 0.01 of the learning rate.
+
+    hidden: widths of further layers of the branch; none in the paper, (1024, 1024) with ``modulated`` in Zhu et al.
+
+    Shape: input (N, C, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image pixels -> (R, C, h, w).
+    Source: Dai et al. 2017, section 2.2; modulated: Zhu et al. 2019, section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        output_size: IntPair,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+        *,
+        modulated: bool = False,
+        hidden: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.output_size = output_pair(output_size)
+        self.spatial_scale, self.sampling_ratio, self.gamma = spatial_scale, sampling_ratio, gamma
+        self.modulated = modulated
+        bins = self.output_size[0] * self.output_size[1]
+        widths = (in_channels * bins, *hidden, bins * (3 if modulated else 2))
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+            nn.init.normal_(layers[-2].weight, std=0.01)  # type: ignore[arg-type]
+        self.branch = nn.Sequential(*layers[:-1])
+        _start_at_zero(self.branch[-1])
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Pool plainly, predict how the bins move, pool again."""
+        settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
+        plain = deform_roi_pool(input, rois, None, *settings)
+        predicted = self.branch(plain.flatten(1)).view(rois.shape[0], -1, *self.output_size)
+        pooled = deform_roi_pool(input, rois, predicted[:, :2], *settings)
+        return pooled * 2 * predicted[:, 2:].sigmoid() if self.modulated else pooled
+
+    def extra_repr(self) -> str:
+        """The settings of the pooling."""
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}, modulated={self.modulated}"
+        )
+
+
+class DeformPSRoIPool(nn.Module):
+    """``deform_ps_roi_pool`` of a feature map: score maps and offset fields are 1x1 convolutions of it.
+
+    ``maps`` gives output_channels maps for each bin; ``offset`` gives the fields whose plain position-sensitive
+    pooling is the offset (x, y) of each bin and class, and with ``modulated`` ``mask`` gives those of a logit z,
+    whose factor on the bin is 2 * sigmoid(z). The fields start at zero: an untrained module pools plainly.
+
+    output_size: bins per axis; also the group size.
+    offset_classes: how many sets of offsets a region has: the number of classes where each moves on its own, as in
+    the paper's classification branch, 1 where all channels move together; divides output_channels.
+
+    Shape: input (N, C, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image pixels
+    -> (R, output_channels, output_size, output_size).
+    Source: Dai et al. 2017, section 2.2 and figure 4; modulated: Zhu et al. 2019, section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        output_channels: int,
+        output_size: int,
+        spatial_scale: float = 1.0,
+        sample_per_part: int = 4,
+        gamma: float = 0.1,
+        *,
+        offset_classes: int = 1,
+        modulated: bool = False,
+    ) -> None:
+        super().__init__()
+        if offset_classes < 1 or output_channels % offset_classes:
+            raise ValueError(f"offset_classes must divide output_channels {output_channels}, got {offset_classes}")
+        self.output_channels, self.output_size, self.spatial_scale = output_channels, output_size, spatial_scale
+        self.sample_per_part, self.gamma, self.offset_classes = sample_per_part, gamma, offset_classes
+        bins = output_size**2
+        self.maps = nn.Conv2d(in_channels, output_channels * bins, 1)
+        self.offset = nn.Conv2d(in_channels, 2 * offset_classes * bins, 1)
+        _start_at_zero(self.offset)
+        self.mask = nn.Conv2d(in_channels, offset_classes * bins, 1) if modulated else None
+        if self.mask is not None:
+            _start_at_zero(self.mask)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        """Pool the offset fields plainly, then the score maps at their offsets."""
+        offset = self._pool(self.offset(input), rois, None, 2 * self.offset_classes)
+        pooled = self._pool(self.maps(input), rois, offset, self.output_channels)
+        if self.mask is None:
+            return pooled
+        mask = 2 * self._pool(self.mask(input), rois, None, self.offset_classes).sigmoid()
+        return pooled * mask.repeat_interleave(self.output_channels // self.offset_classes, dim=1)
+
+    def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None, channels: int) -> Tensor:
+        size = self.output_size
+        return deform_ps_roi_pool(
+            maps, rois, offset, size, channels, size, self.spatial_scale, self.sample_per_part, None, self.gamma
+        )
+
+    def extra_repr(self) -> str:
+        """The settings of the pooling."""
+        return (
+            f"output_channels={self.output_channels}, output_size={self.output_size}, "
+            f"spatial_scale={self.spatial_scale}, sample_per_part={self.sample_per_part}, gamma={self.gamma}, "
+            f"offset_classes={self.offset_classes}"
+        )
+
+
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
