@@ -131,6 +131,8 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
 
 def _leave_behind(folder: Path, report: str) -> None:
     """error.txt in a run folder where something was begun; of an empty one, which Hydra made, nothing."""
+    if folder == Path.cwd():  # of a command that has no folder of its own
+        return
     with contextlib.suppress(OSError):  # a full disk is the error that is being reported
         if any(folder.iterdir()):
             (folder / "error.txt").write_text(report)

@@ -190,6 +190,9 @@ def test_fast_decoder_gives_pillows_pixels(
     with Image.open(path) as image:
         np.testing.assert_array_equal(fast, np.asarray(image.convert("RGB")))
     np.testing.assert_array_equal(read_image(path), fast)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "pyspng", None)  # as on a Python without its wheel
+        np.testing.assert_array_equal(dataset._decode_plain(path.read_bytes()), fast)
 
 
 def test_cmyk_jpeg_keeps_pillows_colours(tmp_path: Path) -> None:
