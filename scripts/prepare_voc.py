@@ -44,7 +44,7 @@ def is_mask(path: Path) -> bool:
         with Image.open(path) as image:
             image.load()
             return image.mode == "P"
-    except OSError:
+    except Exception:  # Pillow's decoders raise OSError, SyntaxError, ValueError, ...
         return False
 
 

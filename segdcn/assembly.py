@@ -151,6 +151,7 @@ CHANGED_ON_RESUME = (
     "callbacks.",
     "logger.",
     "dataset.root",
+    "dataset.sbd_root",
     "datamodule.num_workers",
     "datamodule.eval_batch_size",
 )
@@ -173,7 +174,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
         if not override.startswith(CHANGED_ON_RESUME):
             raise ValueError(
                 f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, "
-                "dataset.root, datamodule.num_workers and datamodule.eval_batch_size"
+                "dataset.root, dataset.sbd_root, datamodule.num_workers and datamodule.eval_batch_size"
             )
         try:
             saved.merge_with_dotlist([override])

@@ -90,7 +90,7 @@ class Cityscapes:
             )
         # with coarse=true train_extra is a part of train
         self.splits = tuple(
-            s for s in ("train", "val", "test", "train_extra") if s in there and not (coarse and "_" in s)
+            s for s in ("train", "val", "test", "train_extra") if s in there and not (coarse and s == "train_extra")
         )
 
     def split(self, name: str) -> ImageMaskFiles:

@@ -96,19 +96,26 @@ class VOC:
             raise FileNotFoundError(f"{self.list_file(name)} names no image")
         images = {stem: self.root / "JPEGImages" / f"{stem}.jpg" for stem in names}
         masks = {stem: self.root / "SegmentationClass" / f"{stem}.png" for stem in names if name != "test"}
-        mend = "unpack its archive again"
         if name == "train" and self.sbd_root is not None:
             photographs = _stems(self.root / "JPEGImages")
             for stem in self.sbd_names():
                 folder = self.root / "JPEGImages" if stem in photographs else self.sbd_root / "img"
                 images[stem] = folder / f"{stem}.jpg"
                 masks[stem] = self.sbd_masks / f"{stem}.png"
-            mend = f"run python scripts/prepare_voc.py {self.root} --sbd {self.sbd_root}"
-        _check_exist([*images.values(), *masks.values()], mend)
+        self._check_exist([*images.values(), *masks.values()])
         published = TRAIN_AUG_IMAGES if name == "train" and self.sbd_root is not None else IMAGES[name]
         check_count(f"split {name!r} of VOC 2012 in {self.root}", len(images), published)
         pairs = [ImageMaskPair(image, masks.get(stem), stem) for stem, image in images.items()]
         return ImageMaskFiles(pairs, num_classes=len(self.class_names))
+
+    def _check_exist(self, files: list[Path]) -> None:
+        """One look into each folder instead of one at each of 20,000 files, which takes minutes on a network disk."""
+        existing = {folder: _stems(folder) for folder in {file.parent for file in files}}
+        for folder, stems in existing.items():
+            if missing := [file.name for file in files if file.parent == folder and file.stem not in stems]:
+                command = f"run python scripts/prepare_voc.py {self.root} --sbd {self.sbd_root}"
+                mend = command if folder == self.sbd_masks else "unpack its archive again"
+                raise FileNotFoundError(f"{few(missing)} of the lists missing in {folder}: {mend}")
 
 
 def read_list(path: Path) -> list[str]:
@@ -118,11 +125,3 @@ def read_list(path: Path) -> list[str]:
 
 def _stems(folder: Path) -> set[str]:
     return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _check_exist(files: list[Path], mend: str) -> None:
-    """One look into each folder instead of one at each of 20,000 files, which takes minutes on a network disk."""
-    existing = {folder: _stems(folder) for folder in {file.parent for file in files}}
-    for folder, stems in existing.items():
-        if missing := [file.name for file in files if file.parent == folder and file.stem not in stems]:
-            raise FileNotFoundError(f"{few(missing)} of the lists missing in {folder}: {mend}")

@@ -133,6 +133,9 @@ def test_listed_file_that_is_missing_and_empty_list_are_named(root: Path) -> Non
     devkit(root, "SegmentationClass", "2007_000033.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 file\(s\) \(2007_000033\.png\).*SegmentationClass: unpack"):
         VOC(root).split("val")
+    devkit(root, "JPEGImages", "2007_000032.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 file\(s\) \(2007_000032\.jpg\).*JPEGImages: unpack"):
+        VOC(root).split("train")
     devkit(root, "ImageSets", "Segmentation", "train.txt").write_text("\n")
     with pytest.raises(FileNotFoundError, match=r"train\.txt names no image"):
         VOC(root).split("train")
