@@ -131,6 +131,8 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
 
 def _leave_behind(folder: Path, report: str) -> None:
     """error.txt in a run folder where something was begun; of an empty one, which Hydra made, nothing."""
+    if folder == Path.cwd():  # of a command that has no folder of its own
+        return
     with contextlib.suppress(OSError):  # a full disk is the error that is being reported
         if any(folder.iterdir()):
             (folder / "error.txt").write_text(report)
@@ -149,6 +151,7 @@ CHANGED_ON_RESUME = (
     "callbacks.",
     "logger.",
     "dataset.root",
+    "dataset.sbd_root",
     "datamodule.num_workers",
     "datamodule.eval_batch_size",
 )
@@ -171,7 +174,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
         if not override.startswith(CHANGED_ON_RESUME):
             raise ValueError(
                 f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, "
-                "dataset.root, datamodule.num_workers and datamodule.eval_batch_size"
+                "dataset.root, dataset.sbd_root, datamodule.num_workers and datamodule.eval_batch_size"
             )
         try:
             saved.merge_with_dotlist([override])

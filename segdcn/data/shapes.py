@@ -31,6 +31,7 @@ class Shapes:
     and the first images of a split stay the same whatever the split's size.
     """
 
+    splits: Sequence[str] = SPLITS
     class_names: Sequence[str] = ("background", "disc", "ring", "cross", "star", "crescent")
     palette: Sequence[tuple[int, int, int]] = (
         (40, 40, 48),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -80,6 +80,35 @@ class TrainTransform:
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = self.pipeline(image=image, mask=label)
         return _to_tensors(result["image"], result["mask"])
+
+
+def naive_train_transform(
+    crop_size: Sequence[int], scale: Sequence[float], flip: float, photometric: float
+) -> Callable[[Array, Array, int], tuple[Tensor, Tensor]]:
+    """The steps of `TrainTransform` in the order that comes to mind, to measure what its order saves.
+
+    Colours at full size, then the whole image scaled, padded and at last cropped; the distribution is the same.
+    """
+    height, width = crop_size
+    factors, hue = (1 - photometric, 1 + photometric), (-photometric / 5, photometric / 5)
+    mean_colour = [round(255 * value) for value in IMAGENET_MEAN]
+    pipeline = A.Compose(
+        [
+            *([A.ColorJitter(factors, factors, factors, hue, p=1.0)] if photometric else []),
+            A.RandomScale((scale[0] - 1, scale[1] - 1), mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1.0),
+            A.PadIfNeeded(height, width, position="random", fill=mean_colour, fill_mask=IGNORE_INDEX),
+            A.RandomCrop(height, width),
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        ]
+    )
+
+    def transform(image: Array, label: Array, seed: int) -> tuple[Tensor, Tensor]:
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = pipeline(image=image, mask=label)
+        return _to_tensors(result["image"], result["mask"])
+
+    return transform
 
 
 class EvalTransform:

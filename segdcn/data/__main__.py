@@ -1,0 +1,52 @@
+"""segdcn-data check dataset=NAME dataset.root=PATH: read every file of a data set before a training does."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from segdcn.assembly import CONFIG_PATH, build_dataset, one_line_errors
+
+USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (the same as python -m segdcn.data check ...)
+
+reads every file of a data set and reports what would go wrong in a training; segdcn-data check --help says more"""
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="check")
+@one_line_errors
+def check(config: DictConfig) -> None:
+    """Print tables, notes and problems; exit status 1 if there are problems."""
+    from rich.console import Console
+
+    from segdcn.data.check import notes, problems, read_splits, tables
+
+    console = Console(soft_wrap=True)
+    dataset = build_dataset(config)
+    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    reports = read_splits(dataset, workers, Console(stderr=True))
+    for table in tables(reports, dataset.class_names):
+        console.print(table)
+    for note in notes(reports, dataset.class_names):
+        print(f"note: {note}")
+    found = problems(reports)
+    for problem in found:
+        print(f"error: {problem}", file=sys.stderr)
+    print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)")
+    if found:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Console script."""
+    if sys.argv[1:2] != ["check"]:
+        print(USAGE)
+        sys.exit(0 if sys.argv[1:] in ([], ["-h"], ["--help"]) else 2)
+    del sys.argv[1]
+    check()
+
+
+if __name__ == "__main__":
+    main()

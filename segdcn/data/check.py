@@ -1,0 +1,145 @@
+"""Read every file of a data set and say what would go wrong in a training; `segdcn-data check` prints it."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+from torch.utils.data import DataLoader, Dataset
+
+from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset, few
+
+NEEDED = ("train", "val")
+
+
+@dataclass
+class SplitReport:
+    """What was found in one split; pixels and images count per label 0..255, over the samples that could be read."""
+
+    split: str
+    samples: int = 0
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)  # image content -> sample name
+    names: set[str] = field(default_factory=set)
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+
+
+def read_splits(dataset: SegmentationDataset, workers: int, console: Console) -> list[SplitReport]:
+    """Read all samples of all splits in `workers` processes (0: in this one), as training does; shows its progress."""
+    reports = []
+    for name in dict.fromkeys([*NEEDED, *dataset.splits]):
+        report = SplitReport(name)
+        reports.append(report)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                samples = dataset.split(name)
+            except (OSError, ValueError) as error:
+                report.errors.append(f"split {name!r} cannot be used: {error}")
+                continue
+        report.notes += [str(warning.message) for warning in caught]
+        report.samples = len(samples)
+        if not samples:
+            report.errors.append(f"split {name!r} is empty")
+        items = _Examined(samples, len(dataset.class_names))
+        loader = DataLoader(items, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
+        for found in track(loader, name, len(samples), console=console):
+            if isinstance(found, str):
+                report.errors.append(f"{name}: {found}")
+                continue
+            sample_name, digest, pixels = found
+            report.names.add(sample_name)
+            report.digests[digest] = sample_name
+            report.pixels += pixels
+            report.images += pixels > 0
+    return reports
+
+
+class _Examined(Dataset[Any]):
+    def __init__(self, samples: Sequence[Sample], num_classes: int) -> None:
+        self.samples, self.num_classes = samples, num_classes
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, str, NDArray[np.int64]] | str:
+        """Name, content hash and pixels per label of one sample, or what is wrong with it."""
+        try:
+            image, label, name = self.samples[index]
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                return f"{name}: the image must be uint8 (H, W, 3), got {image.dtype} {image.shape}"
+            if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+                return (
+                    f"{name}: the label must be uint8 {image.shape[:2]} like its image, got {label.dtype} {label.shape}"
+                )
+        except DataError as error:
+            return str(error)
+        except Exception as error:  # of a data set of the user's own: the other samples are looked at all the same
+            return f"sample {index} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+        pixels = np.bincount(label.ravel(), minlength=256)
+        wrong = np.flatnonzero(pixels[self.num_classes : IGNORE_INDEX]) + self.num_classes
+        if len(wrong):
+            return f"{name} holds label {wrong[0]}: labels are 0..{self.num_classes - 1} and {IGNORE_INDEX} (ignored)"
+        digest = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
+        return name, digest, pixels
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def problems(reports: Sequence[SplitReport]) -> list[str]:
+    """What must be mended before a training, one line each."""
+    found = [error for report in reports for error in report.errors]
+    for report in reports:
+        if report.split in NEEDED and report.names and not report.pixels[:IGNORE_INDEX].any():
+            found.append(f"split {report.split!r} has no labelled pixel: all are {IGNORE_INDEX} (ignored)")
+    for one, other in combinations(reports, 2):
+        if common := sorted(one.digests.keys() & other.digests.keys()):
+            pairs = [f"{one.digests[digest]} = {other.digests[digest]}" for digest in common]
+            found.append(f"{one.split} and {other.split} share images of the same content: {few(pairs)}")
+    return found
+
+
+def notes(reports: Sequence[SplitReport], class_names: Sequence[str]) -> list[str]:
+    """What a user may want to know although a training would run, one line each."""
+    found = [note for report in reports for note in report.notes]
+    for report in reports:
+        absent = [name for k, name in enumerate(class_names) if not report.pixels[k]]
+        if report.split in NEEDED and report.pixels[:IGNORE_INDEX].any() and absent:
+            found.append(f"{report.split} has no pixel of {', '.join(absent)}")
+    for one, other in combinations(reports, 2):
+        if common := one.names & other.names:
+            found.append(f"{one.split} and {other.split} have images of the same name: {few(common)}")
+    return found
+
+
+def tables(reports: Sequence[SplitReport], class_names: Sequence[str]) -> Iterator[Table]:
+    """Images per split, and each class's share of the labelled pixels and the number of its images."""
+    summary = Table("split", *(Column(title, justify="right") for title in ("images", "unusable", "ignored pixels")))
+    classes = Table("class")
+    for report in reports:
+        total = int(report.pixels.sum())
+        share = f"{100 * report.pixels[IGNORE_INDEX] / total:.2f} %" if total else "-"
+        summary.add_row(report.split, f"{report.samples:,}", f"{len(report.errors):,}", share)
+        classes.add_column(f"{report.split}: pixels", justify="right")
+        classes.add_column("images", justify="right")
+    for k, name in enumerate(class_names):
+        cells = []
+        for report in reports:
+            labelled = int(report.pixels[:IGNORE_INDEX].sum())
+            cells += [f"{100 * report.pixels[k] / labelled:.2f} %" if labelled else "-", f"{report.images[k]:,}"]
+        classes.add_row(name, *cells)
+    yield summary
+    yield classes

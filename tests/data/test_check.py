@@ -1,0 +1,148 @@
+"""segdcn-data check: every bad file is named, and the exit status says whether a training would go wrong."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import make_cityscapes, make_voc, palette_png
+from PIL import Image
+from runs import call, process
+
+from segdcn.data.__main__ import main
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
+    """Exit status, standard output, and the lines of errors."""
+    status = call(main, "check", "workers=0", *arguments)
+    shown = capsys.readouterr()
+    return status, shown.out, [line for line in shown.err.splitlines() if line.startswith("error: ")]
+
+
+def row(table: str, name: str) -> list[str]:
+    line = next(line for line in table.splitlines() if re.match(rf"│ {name} ", line))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_good_data_ends_with_status_0(tmp_path: Path) -> None:
+    root = make_cityscapes(tmp_path / "data")
+    ended = process(tmp_path, "-m", "segdcn.data", "check", "dataset=cityscapes", f"dataset.root={root}", "workers=2")
+    assert ended.returncode == 0, ended.stderr
+    assert row(ended.stdout, "val")[1:3] == ["2", "0"]
+    assert ended.stdout.splitlines()[-1] == "6 images, 0 problem(s)"
+    assert "train" in ended.stderr  # the progress
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_broken_data_ends_with_status_1_and_every_bad_file(tmp_path: Path) -> None:
+    root = make_voc(tmp_path / "data", train=[f"a_{i}" for i in range(6)], val=["b_0", "b_1"], test=(), unlabelled=())
+    images, masks = (root / "VOCdevkit" / "VOC2012" / name for name in ("JPEGImages", "SegmentationClass"))
+    (images / "a_1.jpg").write_bytes((images / "a_1.jpg").read_bytes()[:-300])
+    palette_png(masks / "a_2.png", np.zeros((5, 64), np.uint8))
+    palette_png(masks / "a_3.png", np.full((51, 64), 40, np.uint8))
+    Image.new("RGB", (64, 52)).save(masks / "a_4.png")
+    shutil.copy(images / "a_0.jpg", images / "b_1.jpg")
+    shutil.copy(masks / "a_0.png", masks / "b_1.png")
+    (tmp_path / "file").write_text("so that the working folder is not empty")
+    ended = process(tmp_path, "-m", "segdcn.data", "check", "dataset=voc", f"dataset.root={root}", "workers=2")
+    assert ended.returncode == 1
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    for line, part in zip(
+        errors,
+        [
+            "a_1.jpg.*truncated",
+            "a_2.png is 5x64",
+            "a_3.png holds label 40",
+            "a_4.png is RGB",
+            "empty|no image",
+            "a_0 = b_1",
+        ],
+        strict=True,
+    ):
+        assert re.search(part, line), (line, part)
+    assert row(ended.stdout, "train")[1:3] == ["6", "4"]
+    assert ended.stdout.splitlines()[-1] == "8 images, 6 problem(s)"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
+
+
+def test_frequencies_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for split, labels in {"train": ([0, 1], [1, 255]), "val": ([0, 0],)}.items():
+        for number, (left, right) in enumerate(labels):
+            mask = np.full((10, 20), left, np.uint8)
+            mask[:, 15:] = right
+            for folder, array in (("images", rng.integers(0, 256, (10, 20, 3), np.uint8)), ("masks", mask)):
+                path = tmp_path / split / folder / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    status, table, errors = check(capsys, "dataset=folder", f"dataset.root={tmp_path}", "dataset.class_names=[a,b]")
+    assert (status, errors) == (0, [])
+    # train has 150 pixels of a, 50 + 150 of b, 50 ignored
+    assert row(table, "train") == ["train", "2", "0", "12.50 %"]
+    assert row(table, "a") == ["a", "42.86 %", "1", "100.00 %", "1"]
+    assert row(table, "b") == ["b", "57.14 %", "2", "0.00 %", "0"]
+    assert "note: val has no pixel of b" in table
+    assert "note: train and val have images of the same name: 1 file(s) (0)" in table
+
+
+@pytest.mark.parametrize("fault", ["no val", "all ignored", "missing mask"])
+def test_what_would_stop_a_training_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    root = make_cityscapes(tmp_path, val=0 if fault == "no val" else 2)
+    expected = "split 'val' cannot be used: Cityscapes in .* has no split 'val'"
+    if fault == "all ignored":
+        for file in root.glob("gtFine/train/*/*_labelIds.png"):
+            Image.fromarray(np.full((64, 128), 3, np.uint8)).save(file)
+        expected = "split 'train' has no labelled pixel"
+    elif fault == "missing mask":
+        next(root.glob("gtFine/train/*/*_labelIds.png")).unlink()
+        expected = r"split 'train' cannot be used: 1 file\(s\)"
+    status, table, (error,) = check(capsys, "dataset=cityscapes", f"dataset.root={root}")
+    assert status == 1
+    assert re.search(expected, error)
+    assert row(table, "test")[1:3] == ["1", "0"]  # the other splits are read all the same
+
+
+def test_own_data_set_that_breaks_its_contract_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.py").write_text(
+        """
+import numpy as np
+
+class Wrong:
+    class_names, palette, splits = ("a", "b"), ((0, 0, 0), (9, 9, 9)), ("train", "val")
+
+    def split(self, name):
+        image, label = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8)
+        if name == "val":
+            return [(image, label, "v")]
+        return [(image / 1.0, label, "t0"), (image, label.astype(int), "t1"), (image, label + 2, "t2"), (image,)]
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    status, _, errors = check(capsys, "dataset=shapes", "~dataset", "+dataset._target_=wrong.Wrong")
+    assert status == 1
+    parts = [
+        "t0: the image must be uint8",
+        "t1: the label must be uint8",
+        "t2 holds label 2: labels are 0..1",
+        "sample 3",
+    ]
+    for error, part in zip(errors, parts, strict=True):
+        assert part in error
+
+
+def test_wrong_root_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, errors = check(capsys, "dataset=voc", "dataset.root=nowhere")
+    assert (status, out, len(errors)) == (1, "", 1)
+    assert "no VOC 2012 in nowhere" in errors[0]
+    assert call(main) == 0
+    assert "segdcn-data check dataset=NAME" in capsys.readouterr().out
+    assert call(main, "chekc") == 2
+    assert call(main, "check", "--help") == 0
+    shown = capsys.readouterr().out
+    for part in ("dataset: camvid, cityscapes, folder, shapes, voc", "dataset.sbd_root", "exit status is 1"):
+        assert part in shown
