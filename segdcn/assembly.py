@@ -38,11 +38,21 @@ def _run_folder(resume: str | None, name: str) -> str:
         return _NOWHERE
 
 
-def _evaluation_folder(checkpoint: str | None, split: str) -> str:
-    """RUN/evaluation/<checkpoint>_<split>, so that an evaluation never overwrites the run's own figures."""
+def _evaluation_folder(checkpoint: str | None, split: str, protocol: str, inference: DictConfig) -> str:
+    """RUN/evaluation/<checkpoint>_<split>..., so that no evaluation overwrites the figures of another kind."""
     if not checkpoint or not Path(checkpoint).is_file():
         return _NOWHERE
-    return str(run_folder_of(Path(checkpoint)) / "evaluation" / f"{Path(checkpoint).stem}_{split}")
+    parts = [Path(checkpoint).stem, split]
+    if protocol != "native":
+        parts.append(protocol)
+    if list(inference.scales) != [1.0]:
+        parts.append("scales" + "-".join(f"{scale:g}" for scale in inference.scales))
+    if inference.flip:
+        parts.append("flip")
+    parts += [
+        name + "x".join(map(str, inference[name])) for name in ("window", "stride") if inference[name] is not None
+    ]
+    return str(run_folder_of(Path(checkpoint)) / "evaluation" / "_".join(parts))
 
 
 # Hydra makes the output folder before a command can look at its options: a path that does not exist is reported
