@@ -12,6 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from segdcn.evaluation.metrics import SegmentationMetrics
+
 # Mean pixels of an instance of each class that has instances (args.avgClassSize of the official evaluator)
 MEAN_SIZE = {
     "person": 3462.4756337644,
@@ -63,6 +65,8 @@ class InstanceIoU(Metric):
         self.add_state("class_false", torch.zeros(len(class_names), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("category_false", torch.zeros(len(categories), dtype=torch.int64), dist_reduce_fx="sum")
 
+    update_called = SegmentationMetrics.update_called
+
     def update(self, index: int, prediction: Tensor, instances: Tensor, confusion: Tensor) -> None:
         """Add one image.
 
@@ -105,29 +109,30 @@ class InstanceIoU(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Float64 on the CPU: "instance_iou" (K,), "category_instance_iou" (categories,) and their means "..._miou"."""
-        rows = dim_zero_cat(self.instances).cpu()
+        rows = dim_zero_cat(self.instances).cpu() if len(self.instances) else torch.empty(0, 5, dtype=torch.int64)
         rows = rows[rows[:, 0].argsort(stable=True)]  # one order, and so one rounding, for any number of processes
         _, class_of, size, class_hit, category_hit = rows.unbind(dim=1)
         weight = self.mean_sizes[class_of] / size
-        iou = []
-        for k, mean_size in enumerate(self.mean_sizes):
-            mine = class_of == k
-            iou.append(
-                _ratio(class_hit[mine], size[mine], weight[mine], self.class_false[k]) * (1 if mean_size else torch.nan)
-            )
-        category_iou = []
-        for number, classes in enumerate(self.categories.values()):
-            mine = torch.isin(class_of, torch.tensor(classes, dtype=torch.int64))
-            value = _ratio(category_hit[mine], size[mine], weight[mine], self.category_false[number])
-            category_iou.append(value * (1 if classes else torch.nan))
-        result = {"instance_iou": torch.stack(iou), "category_instance_iou": torch.stack(category_iou)}
-        means = {key.replace("iou", "miou"): value.nanmean() for key, value in result.items()}
-        return result | means
 
+        def iou(mine: Tensor, hit: Tensor, false: Tensor) -> Tensor:
+            true_positive = (weight * hit)[mine].sum()
+            false_negative = (weight * (size - hit))[mine].sum()
+            return true_positive / (true_positive + false_negative + false)
 
-def _ratio(hit: Tensor, size: Tensor, weight: Tensor, false: Tensor) -> Tensor:
-    true_positive, false_negative = (hit * weight).sum(), ((size - hit) * weight).sum()
-    return true_positive / (true_positive + false_negative + false.cpu())
+        classes = [iou(class_of == k, class_hit, false) for k, false in enumerate(self.class_false.cpu())]
+        groups = [torch.tensor(group, dtype=torch.int64) for group in self.categories.values()]
+        categories = [
+            iou(torch.isin(class_of, group), category_hit, false) if len(group) else torch.tensor(torch.nan).double()
+            for group, false in zip(groups, self.category_false.cpu(), strict=True)
+        ]
+        instance_iou = torch.stack(classes).where(self.mean_sizes > 0, torch.nan)
+        category_iou = torch.stack(categories)
+        return {
+            "instance_iou": instance_iou,
+            "instance_miou": instance_iou.nanmean(),
+            "category_instance_iou": category_iou,
+            "category_instance_miou": category_iou.nanmean(),
+        }
 
 
 def read_instances(path: Path) -> Tensor:

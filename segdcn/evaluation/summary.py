@@ -51,7 +51,7 @@ def _table(figures: Mapping[str, float], split: str, class_names: Sequence[str])
         table.add_section()
         for name in categories:
             table.add_row(name, *(_percent(figures[f"{split}/category_{key}/{name}"]) for key in columns))
-        means = (_percent(figures[f"{split}/category_{key.replace('iou', 'miou')}"]) for key in columns)
+        means = [_percent(figures[f"{split}/category_{key.replace('iou', 'miou')}"]) for key in columns]
         table.add_row("mean of categories", *means, style="bold")
     table.add_section()
     means = [_percent(figures[f"{split}/{key.replace('iou', 'miou')}"]) for key in columns]

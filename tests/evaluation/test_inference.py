@@ -125,7 +125,7 @@ def test_scales_windows_and_mirroring_combine() -> None:
 
 
 def test_logits_of_the_runs_never_live_together() -> None:
-    """Six scales, mirrored, in windows: of all earlier runs only one sum is alive when the network is called."""
+    """Six scales, mirrored, in windows: when the network is called, at most its last logits are still alive."""
     alive: list[weakref.ref[Tensor]] = []
     most, size, classes = 0, (64, 128), 19
 
@@ -139,7 +139,7 @@ def test_logits_of_the_runs_never_live_together() -> None:
     scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     Inference(scales, flip=True)(network, torch.zeros(1, 3, *size))
     assert len(alive) == 12
-    assert most <= 1  # the sum is the first run's tensor where that has the image's size
+    assert most <= 1
     alive.clear()
     Inference(scales, flip=True, window=(32, 32))(network, torch.zeros(1, 3, *size))
     assert most <= 1
