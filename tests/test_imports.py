@@ -17,7 +17,11 @@ ALLOWED = {
     "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
     "segdcn.models": {"torch", "torchvision", "timm", "segdcn.ops", "segdcn.models"},
     "segdcn.losses": {"torch"},
+    "segdcn.evaluation": {"torch", "torchmetrics", "numpy", "PIL", "rich", "segdcn.evaluation", "segdcn.run_folder"},
     "segdcn.evaluation.metrics": {"torch", "torchmetrics"},
+    "segdcn.evaluation.inference": {"torch"},
+    "segdcn.evaluation.protocols": {"torch", "segdcn.evaluation.inference"},
+    "segdcn.evaluation.submission": {"torch", "numpy", "PIL"},
     "segdcn.data": {"torch", "numpy", "cv2", "PIL", "albumentations", "segdcn.data"},
     "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
 }
