@@ -36,27 +36,30 @@ def milliseconds(metric: Metric, prediction: Tensor, label: Tensor) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
+def measure(dtype: torch.dtype, repeats: int) -> tuple[float, float]:
+    """Medians of interleaved updates in milliseconds: SegmentationMetrics, torchmetrics' MulticlassConfusionMatrix."""
+    ours, theirs = (
+        SegmentationMetrics(CLASSES),
+        MulticlassConfusionMatrix(CLASSES, ignore_index=255, validate_args=False),
+    )
+    # torchmetrics multiplies in the labels' own type, which overflows in a byte
+    pairs = ((ours, street(dtype)), (theirs, street(torch.int64)))
+    rounds = [[milliseconds(metric, *maps) for metric, maps in pairs] for _ in range(repeats + 1)][1:]
+    assert torch.equal(ours.confusion_matrix, theirs.confmat)
+    first, second = (statistics.median(times) for times in zip(*rounds, strict=True))
+    return first, second
+
+
 def main() -> None:
-    """Print one row per integer type: medians of interleaved updates."""
+    """Print one row per integer type."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=21)
     repeats = parser.parse_args().repeats
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, 2048×1024 pixels, {CLASSES} classes")
-    print("| labels | SegmentationMetrics | torchmetrics | torchmetrics / ours |\n|---|---|---|---|")
+    print("| labels | SegmentationMetrics | torchmetrics (int64) | torchmetrics / ours |\n|---|---|---|---|")
     for dtype in (torch.int64, torch.uint8):
-        metrics = (
-            SegmentationMetrics(CLASSES),
-            MulticlassConfusionMatrix(CLASSES, ignore_index=255, validate_args=False),
-        )
-        # torchmetrics multiplies in the labels' own type, which overflows for uint8
-        pairs = (street(dtype), street(torch.int64))
-        rounds = [
-            [milliseconds(metric, *pair) for metric, pair in zip(metrics, pairs, strict=True)]
-            for _ in range(repeats + 1)
-        ][1:]
-        assert torch.equal(metrics[0].confusion_matrix, metrics[1].confmat)
-        ours, theirs = (statistics.median(times) for times in zip(*rounds, strict=True))
-        print(f"| {dtype} | {ours:.1f} ms | {theirs:.1f} ms | {theirs / ours:.1f} |")
+        ours, theirs = measure(dtype, repeats)
+        print(f"| {str(dtype).removeprefix('torch.')} | {ours:.1f} ms | {theirs:.1f} ms | {theirs / ours:.1f} |")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -45,13 +46,10 @@ def _evaluation_folder(checkpoint: str | None, split: str, protocol: str, infere
     parts = [Path(checkpoint).stem, split]
     if protocol != "native":
         parts.append(protocol)
-    if list(inference.scales) != [1.0]:
-        parts.append("scales" + "-".join(f"{scale:g}" for scale in inference.scales))
-    if inference.flip:
-        parts.append("flip")
-    parts += [
-        name + "x".join(map(str, inference[name])) for name in ("window", "stride") if inference[name] is not None
-    ]
+    for name, default in (("scales", [1.0]), ("flip", False), ("window", None), ("stride", None)):
+        if inference[name] != default:
+            numbers = re.findall(r"[\d.]+", str(inference[name]))  # whatever was typed: it is checked later
+            parts.append(name + "-".join(numbers))
     return str(run_folder_of(Path(checkpoint)) / "evaluation" / "_".join(parts))
 
 

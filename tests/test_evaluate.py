@@ -100,7 +100,7 @@ def test_inference_options_have_a_folder_and_figures_of_their_own(checkpoint: Pa
     assert call(main, f"checkpoint={checkpoint}", *options, *panels) == 0
     assert call(main, f"checkpoint={checkpoint}", *CPU) == 0
     evaluations = checkpoint.parents[1] / "evaluation"
-    own = evaluations / "best_val_scales0.75-1.25_flip_window64x64"
+    own = evaluations / "best_val_scales0.75-1.25_flip_window64-64"
     written = json.loads((own / "metrics.json").read_text())
     assert written["inference.scales"] == [0.75, 1.25]
     assert written["inference.flip"] is True
@@ -190,7 +190,9 @@ def test_partial_evaluation_is_no_evaluation(checkpoint: Path, capsys: pytest.Ca
         (("checkpoint=run/checkpoints/best.ckpt", "protocol=pascal"), "protocol must be one of native, voc"),
         (("checkpoint=run/checkpoints/best.ckpt", "protocol=cityscapes"), "19 classes, but the data set has 6"),
         (("checkpoint=run/checkpoints/best.ckpt", "submission=true"), "protocol=voc or protocol=cityscapes"),
-        (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=[0]"), "inference.scales must be positive"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=[0]"), "inference.scales must be a list"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=2"), "inference.scales must be a list"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.window=64"), "inference.window and inference.stride"),
         (("checkpoint=run/checkpoints/best.ckpt", "inference.stride=[8,8]"), "inference.stride needs"),
         (("checkpoint=nowhere.ckpt",), "no checkpoint file at nowhere.ckpt"),
         (("checkpoint=run",), "no checkpoint file at run"),

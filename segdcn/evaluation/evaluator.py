@@ -97,7 +97,6 @@ class Evaluator(nn.Module):
         self._seen += len(image)
 
         prediction, truth = self.protocol.meet(classes, label)
-        self.boundary.update(prediction, truth)
         for n, place in enumerate(index):
             confusion = count_pairs(prediction[n : n + 1], truth[n : n + 1], len(self.class_names))
             self.metrics.confusion_matrix += confusion
@@ -107,6 +106,7 @@ class Evaluator(nn.Module):
                 self.instances.update(place, prediction[n], instances, confusion)
             if self.sink is not None and place >= 0:
                 self.sink(batch["name"][n], classes[n].to(torch.uint8).cpu())
+        self.boundary.update(prediction, truth)
         return logits, self.protocol.nearest(truth, (logits.shape[2], logits.shape[3]))
 
     def compute(self) -> EvaluationResult:

@@ -38,27 +38,26 @@ class Inference:
     stride: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"inference.scales must be positive factors of the image size, got {list(self.scales)}")
+        if not isinstance(self.scales, Sequence) or not self.scales or min(self.scales) <= 0:
+            raise ValueError(
+                f"inference.scales must be a list of positive factors of the image size, got {self.scales}"
+            )
         if self.window is None:
             if self.stride is not None:
                 raise ValueError("inference.stride needs inference.window=[HEIGHT,WIDTH]")
             return
-        stride = self._stride
-        if (
-            len(self.window) != 2
-            or len(stride) != 2
-            or not all(0 < step <= side for step, side in zip(stride, self.window, strict=True))
+        pairs = (self.window, self.window if self.stride is None else self.stride)
+        if not all(isinstance(pair, Sequence) and len(pair) == 2 and min(pair) > 0 for pair in pairs) or any(
+            step > side for side, step in zip(*pairs, strict=True)
         ):
             raise ValueError(
                 "inference.window and inference.stride must be [HEIGHT,WIDTH] in pixels, and no stride longer than"
-                f" its window, which would leave gaps; got {list(self.window)} and {list(stride)}"
+                f" its window, which would leave gaps; got {self.window} and {self.stride}"
             )
 
     @property
-    def _stride(self) -> Size:
-        window = self.window or (0, 0)
-        return tuple(self.stride or (math.ceil(2 * side / 3) for side in window))  # type: ignore[return-value]
+    def _stride(self) -> Sequence[int]:
+        return self.stride or [math.ceil(2 * side / 3) for side in self.window or ()]
 
     def __call__(self, network: Network, image: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W).
@@ -85,7 +84,7 @@ class Inference:
     def _run(self, network: Network, image: Tensor) -> Tensor:
         if self.window is None:
             return network(image)
-        return slide(network, image, (self.window[0], self.window[1]), self._stride)
+        return slide(network, image, self.window, self._stride)
 
     def __str__(self) -> str:
         """In words, for tables and metrics.json."""
@@ -113,7 +112,7 @@ def resize(values: Tensor, size: Size, antialias: bool = False) -> Tensor:
     return F.interpolate(values, size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
-def slide(network: Network, image: Tensor, window: Size, stride: Size) -> Tensor:
+def slide(network: Network, image: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Mean of the logits of all windows over a pixel; (N, 3, H, W) -> (N, K, H, W).
 
     The last window of a row or column is moved back so that it ends at the image's border. Where the image is
