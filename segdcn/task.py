@@ -18,7 +18,7 @@ from segdcn.evaluation import EvaluationResult, Evaluator
 from segdcn.optim import parameter_groups
 
 Batch = dict[str, Any]
-"""{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}"""
+"""{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}; evaluation adds "index" (N,)."""
 
 
 class SegmentationTask(pl.LightningModule):

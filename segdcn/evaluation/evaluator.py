@@ -102,7 +102,7 @@ class Evaluator(nn.Module):
             self.metrics.confusion_matrix += confusion
             self.images.update(place, confusion)
             if self.instances is not None and self.instance_files is not None:
-                instances = read_instances(self.instance_files[max(place, 0)])
+                instances = read_instances(self.instance_files[max(place, 0)], (truth.shape[1], truth.shape[2]))
                 self.instances.update(place, prediction[n], instances, confusion)
             if self.sink is not None and place >= 0:
                 self.sink(batch["name"][n], classes[n].to(torch.uint8).cpu())

@@ -75,14 +75,7 @@ class InstanceIoU(Metric):
             prediction: predicted classes, integers (H, W).
             instances: ids (H, W) as in Cityscapes' instanceIds files: 1000 · class id + number, or a class id.
             confusion: the image's confusion matrix (K, K).
-
-        Raises:
-            ValueError: the sizes differ.
         """
-        if prediction.shape != instances.shape:
-            raise ValueError(
-                f"prediction {tuple(prediction.shape)} and instances {tuple(instances.shape)} differ in size"
-            )
         rows = torch.empty(0, 5, dtype=torch.int64)
         if index >= 0:
             self.class_false += confusion.sum(dim=0) - confusion.diag()
@@ -135,10 +128,18 @@ class InstanceIoU(Metric):
         }
 
 
-def read_instances(path: Path) -> Tensor:
-    """An instanceIds PNG, int64 (H, W); ValueError with one line where it cannot be read."""
+def read_instances(path: Path, size: tuple[int, int]) -> Tensor:
+    """An instanceIds PNG of that height and width; int64 (H, W).
+
+    Raises:
+        ValueError: the file is missing, corrupt or of another size; one line that names it.
+    """
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.asarray(image).astype(np.int64))
+            instances = torch.from_numpy(np.asarray(image).astype(np.int64))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise ValueError(f"{path} cannot be read as an instance map, download it again: {error}") from error
+        raise ValueError(f"{path} cannot be read as an instance map, unpack it again: {error}") from error
+    if instances.shape != size:
+        got, wanted = ("x".join(map(str, shape)) for shape in (instances.shape, size))
+        raise ValueError(f"{path} is {got} pixels (height x width) but its image is {wanted}: unpack it again")
+    return instances

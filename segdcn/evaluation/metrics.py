@@ -267,7 +267,8 @@ def bootstrap_miou(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mIoU over images (Efron 1979): draw N of the N images with replacement.
 
-    It tells how the figure would vary with other images of the same kind, not with another training.
+    It tells how the figure would vary with other images of the same kind, not with another training. A class that
+    a resample lacks is absent from that resample's mean: with few images the interval of rare classes is coarse.
 
     Args:
         counts: int64 (N, 3, K), see ``ImageCounts``.

@@ -111,6 +111,7 @@ def test_description_has_the_names_of_the_command_line() -> None:
 
 def test_broken_instance_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    for name in ("broken.png", "missing.png"):
+    Image.fromarray(np.zeros((8, 9), np.uint16)).save(tmp_path / "turned.png")
+    for name in ("broken.png", "missing.png", "turned.png is 8x9"):
         with pytest.raises(ValueError, match=name):
-            read_instances(tmp_path / name)
+            read_instances(tmp_path / name.partition(" ")[0], (9, 8))
