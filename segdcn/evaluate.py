@@ -64,6 +64,7 @@ def evaluate(config: DictConfig) -> float:
             "checkpoint": str(checkpoint),
             "checkpoint_sha256": file_hash(checkpoint),
             "seed": saved.seed,
+            "seconds_per_image": result.seconds_per_image,
         }
         summarize(result, config.split, dataset.class_names, facts, folder / "metrics.json")
         write_json(folder / "environment.json", environment(saved.seed))

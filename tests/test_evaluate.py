@@ -102,9 +102,9 @@ def test_inference_options_have_a_folder_and_figures_of_their_own(checkpoint: Pa
     evaluations = checkpoint.parents[1] / "evaluation"
     own = evaluations / "best_val_scales0.75-1.25_flip_window64-64"
     written = json.loads((own / "metrics.json").read_text())
-    assert written["inference.scales"] == [0.75, 1.25]
+    assert written["inference.scales"] == "[0.75,1.25]"
     assert written["inference.flip"] is True
-    assert written["inference.window"] == [64, 64]
+    assert written["inference.window"] == "[64,64]"
     assert written["inference.stride"] is None
     assert written["inference"] == "window 64×64, stride 43×43, scales 0.75, 1.25, mirrored too"
     assert (own / "panels" / "val_0.png").is_file()

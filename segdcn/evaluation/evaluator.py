@@ -140,14 +140,14 @@ class Evaluator(nn.Module):
         self._seen, self._seconds = 0, 0.0
 
     def describe(self) -> dict[str, Any]:
-        """Protocol and inference as plain values for metrics.json; options have the names of the command line."""
+        """Protocol and inference as flat values for metrics.json; options are as on the command line."""
         return {
             "protocol": self.protocol.name,
             "protocol_rule": self.protocol.rule,
             "inference": str(self.inference),
-            **{f"inference.{name}": _plain(value) for name, value in vars(self.inference).items()},
+            **{f"inference.{name}": _flat(value) for name, value in vars(self.inference).items()},
         }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) else value
+def _flat(value: Any) -> Any:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, Sequence) else value

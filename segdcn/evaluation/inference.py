@@ -62,7 +62,8 @@ class Inference:
     def __call__(self, network: Network, image: Tensor) -> Tensor:
         """Logits (N, K, H, W) of images (N, 3, H, W).
 
-        Besides the network's own memory, the sum and one run's logits are alive: scales are added one by one.
+        Besides the network's own memory, the sum and one run's logits are alive: scales are added one by one
+        (within ``torch.inference_mode()`` or ``no_grad``; gradients would keep every run).
         """
         if tuple(self.scales) == (1.0,) and not self.flip:
             return self._run(network, image)

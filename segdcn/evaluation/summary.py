@@ -34,8 +34,7 @@ def summarize(
     else:
         print(f"{split} split, {result.images} images, protocol {facts['protocol']}, {facts['inference']}")
         Console().print(_table(figures, split, class_names))
-    counted = {"split": split, "images": result.images, "seconds_per_image": result.seconds_per_image}
-    write_json(path, {**figures, **counted, **facts})
+    write_json(path, {**figures, "split": split, "images": result.images, **facts})
 
 
 def _table(figures: Mapping[str, float], split: str, class_names: Sequence[str]) -> Table:

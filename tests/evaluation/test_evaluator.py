@@ -104,7 +104,7 @@ def test_loss_gets_the_truth_at_the_size_of_the_logits() -> None:
 def test_description_has_the_names_of_the_command_line() -> None:
     described = Evaluator(CLASSES, Inference((0.5, 1), flip=True), get_protocol("crop513", 5)).describe()
     assert described["protocol"] == "crop513"
-    assert described["inference.scales"] == [0.5, 1]
+    assert described["inference.scales"] == "[0.5,1]"
     assert described["inference.flip"] is True
     assert described["inference.window"] is None
 
