@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,9 +48,7 @@ class Inference:
                 raise ValueError("inference.stride needs inference.window=[HEIGHT,WIDTH]")
             return
         pairs = (self.window, self.window if self.stride is None else self.stride)
-        if not all(isinstance(pair, Sequence) and len(pair) == 2 and min(pair) > 0 for pair in pairs) or any(
-            step > side for side, step in zip(*pairs, strict=True)
-        ):
+        if not all(map(_is_size, pairs)) or any(step > side for side, step in zip(*pairs, strict=True)):
             raise ValueError(
                 "inference.window and inference.stride must be [HEIGHT,WIDTH] in pixels, and no stride longer than"
                 f" its window, which would leave gaps; got {self.window} and {self.stride}"
@@ -77,7 +76,9 @@ class Inference:
                 logits = resize(logits, size)
                 if mirrored:
                     logits = logits.flip(3)
-                total = logits if total is None else total.add_(logits)
+                if total is None:
+                    total = _empty_sum(logits, size)
+                total += logits
                 del logits  # or it would live on through the next run
         assert total is not None
         return total.div_(len(self.scales) * (1 + self.flip))
@@ -102,6 +103,11 @@ class Inference:
         return ", ".join(parts)
 
 
+def _is_size(pair: object) -> bool:
+    """Whether it is two positive whole numbers, whatever was typed."""
+    return isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)
+
+
 def _pixels(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
@@ -124,17 +130,22 @@ def slide(network: Network, image: Tensor, window: Sequence[int], stride: Sequen
     if len(rows) == len(columns) == 1:
         return network(image)
     total: Tensor | None = None
-    count = image.new_zeros(image.shape[2:])
+    count = image.new_zeros(image.shape[2:], dtype=torch.float32)
     for top in rows:
         for left in columns:
             here = (..., slice(top, top + height), slice(left, left + width))
             logits = network(image[here])
             if total is None:
-                total = logits.new_zeros(*logits.shape[:2], *image.shape[2:])
+                total = _empty_sum(logits, (image.shape[2], image.shape[3]))
             total[here] += logits
             count[here] += 1
     assert total is not None
     return total.div_(count)
+
+
+def _empty_sum(logits: Tensor, size: Size) -> Tensor:
+    """Zeros (N, K, *size) of float32 at least: sums in half precision would round away what the runs differ in."""
+    return logits.new_zeros(*logits.shape[:2], *size, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:

@@ -105,6 +105,16 @@ def test_mirrored_logits_are_mirrored_back() -> None:
     torch.testing.assert_close(Inference(flip=True)(lopsided, image), expected)
 
 
+@pytest.mark.parametrize("options", [{"flip": True}, {"window": (2, 3)}, {"scales": (1.0, 1.0)}])
+def test_input_stays_as_it_is_and_half_precision_is_summed_in_full(options: dict[str, object]) -> None:
+    image = picture((4, 5)).half()
+    before = image.clone()
+    logits = Inference(**options)(lambda values: values, image)  # type: ignore[arg-type]
+    assert logits.dtype == torch.float32
+    assert torch.equal(image, before)
+    torch.testing.assert_close(logits, before.float())
+
+
 def test_default_is_the_network_itself() -> None:
     image = picture((5, 7))
     assert torch.equal(Inference()(lopsided, image), lopsided(image))
@@ -154,6 +164,7 @@ def test_logits_of_the_runs_never_live_together() -> None:
         ({"window": (8, 8), "stride": (9, 8)}, "gaps"),
         ({"window": (8, 8), "stride": (0, 8)}, "gaps"),
         ({"window": (8,)}, "HEIGHT,WIDTH"),
+        ({"window": (8.5, 8)}, "HEIGHT,WIDTH"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, object], part: str) -> None:
