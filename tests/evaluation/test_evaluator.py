@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import spawn
 
+from segdcn.data.datamodule import EvaluationOrder
 from segdcn.evaluation import EvaluationResult, Evaluator, Inference, SegmentationMetrics, get_protocol
 from segdcn.evaluation.instances import read_instances
 
@@ -80,6 +82,24 @@ def test_order_padding_and_batch_size_change_no_figure(instance_files: list[Path
     assert plain.figures["miou_low"] < plain.figures["miou"] < plain.figures["miou_high"]
     assert {"instance_iou/person", "category_instance_iou/human", "boundary_miou"} <= plain.figures.keys()
     assert np.isnan(plain.figures["instance_iou/road"])
+
+
+def evaluate_share(rank: int, folder: Path, files: list[Path]) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    parts, share = images(5), []
+    for index, padding in EvaluationOrder(5, rank, 2):
+        ignored = torch.full_like(parts[index]["label"], 255)
+        share.append({**parts[index], "label": ignored, "index": torch.tensor([-1])} if padding else parts[index])
+    torch.save(evaluated(share, files).figures, folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_figures_to_the_last_bit(tmp_path: Path, instance_files: list[Path]) -> None:
+    spawn(evaluate_share, (tmp_path, instance_files), nprocs=2)
+    expected = evaluated(images(5), instance_files).figures
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
 def test_batches_without_an_index_are_counted_as_they_come() -> None:
