@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -38,11 +39,18 @@ def _run_folder(resume: str | None, name: str) -> str:
         return _NOWHERE
 
 
-def _evaluation_folder(checkpoint: str | None, split: str) -> str:
-    """RUN/evaluation/<checkpoint>_<split>, so that an evaluation never overwrites the run's own figures."""
+def _evaluation_folder(checkpoint: str | None, split: str, protocol: str, inference: DictConfig) -> str:
+    """RUN/evaluation/<checkpoint>_<split>..., so that no evaluation overwrites the figures of another kind."""
     if not checkpoint or not Path(checkpoint).is_file():
         return _NOWHERE
-    return str(run_folder_of(Path(checkpoint)) / "evaluation" / f"{Path(checkpoint).stem}_{split}")
+    parts = [Path(checkpoint).stem, split]
+    if protocol != "native":
+        parts.append(protocol)
+    for name, default in (("scales", [1.0]), ("flip", False), ("window", None), ("stride", None)):
+        if inference[name] != default:
+            numbers = re.findall(r"[\d.]+", str(inference[name]))  # whatever was typed: it is checked later
+            parts.append(name + "-".join(numbers))
+    return str(run_folder_of(Path(checkpoint)) / "evaluation" / "_".join(parts))
 
 
 # Hydra makes the output folder before a command can look at its options: a path that does not exist is reported

@@ -236,7 +236,8 @@ class Panels(pl.Callback):
     """panels/: input, truth, prediction and errors of images spread over the split, when a checkpoint is evaluated.
 
     For a network with deformable layers also where its kernels sample, for one pixel of each of the three most
-    frequent classes of an image. Nothing is drawn within ``fit``: an epoch of a small run takes less time.
+    frequent classes of an image. Predictions are made as for the figures (windows, scales, mirror images), at the
+    image's own size whatever the protocol. Nothing is drawn within ``fit``: an epoch of a small run takes less time.
     """
 
     def __init__(self, folder: str | Path, images: int = 6) -> None:
@@ -261,7 +262,8 @@ class Panels(pl.Callback):
             sample = samples[number * len(samples) // min(self.images, len(samples))]
             image, _ = data.eval_transform(sample.image, sample.label)
             image = image[None].to(pl_module.device)
-            prediction = _network(pl_module)(image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+            logits = cast(Any, pl_module).evaluator.inference(_network(pl_module), image)
+            prediction = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
             panel = comparison_panel(
                 sample.image, sample.label, prediction, data.dataset.class_names, data.dataset.palette, sample.name
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.assembly import (
@@ -21,7 +23,7 @@ from segdcn.assembly import (
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split``; returns the mIoU."""
     from segdcn.evaluation.summary import summarize
-    from segdcn.run_folder import environment, load_checkpoint, shown, write_json
+    from segdcn.run_folder import environment, file_hash, load_checkpoint, shown, write_json
 
     checkpoint = Path(config.checkpoint)
     state = load_checkpoint(checkpoint)
@@ -35,19 +37,69 @@ def evaluate(config: DictConfig) -> float:
     saved.output_dir = config.output_dir
 
     dataset = build_dataset(saved)
+    trained = len(state["segdcn"]["class_names"])
+    if len(dataset.class_names) != trained:
+        raise ValueError(
+            f"{checkpoint} was trained with {trained} classes, but the data set has {len(dataset.class_names)}:"
+            " give a checkpoint that was trained on it, or the data set's own classes"
+        )
     data = build_datamodule(saved, dataset)
     task = build_task(saved, dataset)
     task.load_state_dict(state["state_dict"])
+    task.evaluator = build_evaluator(config, dataset)
     trainer = build_trainer(saved)
     run = trainer.validate if config.split == "val" else trainer.test
-    figures = run(task, datamodule=data, verbose=False)[0]
+    run(task, datamodule=data, verbose=False)
 
+    result, expected = task.result, len(dataset.split(config.split))
+    if result.images != expected:
+        raise ValueError(
+            f"{result.images} of the {expected} images of split {config.split} were evaluated:"
+            f" leave trainer.limit_{config.split}_batches at null"
+        )
     folder = Path(config.output_dir)
     if trainer.is_global_zero:
-        summarize(figures, config.split, dataset.class_names, str(checkpoint), saved.seed, folder / "metrics.json")
+        facts = {
+            **task.evaluator.describe(),
+            "checkpoint": str(checkpoint),
+            "checkpoint_sha256": file_hash(checkpoint),
+            "seed": saved.seed,
+            "seconds_per_image": result.seconds_per_image,
+        }
+        summarize(result, config.split, dataset.class_names, facts, folder / "metrics.json")
         write_json(folder / "environment.json", environment(saved.seed))
         print(f"figures and pictures in {shown(folder)}")
-    return float(figures[f"{config.split}/miou"])
+    return float(result.figures[f"{config.split}/miou"])
+
+
+def build_evaluator(config: DictConfig, dataset: Any) -> Any:
+    """Inference, protocol and submission files as ``config`` asks for them, with what the data set offers.
+
+    Raises: ValueError where the data set does not fit the protocol, or the protocol a submission.
+    """
+    from segdcn.evaluation import Evaluator, get_protocol
+    from segdcn.evaluation.protocols import CityscapesLike
+    from segdcn.evaluation.submission import CityscapesSubmission, VocSubmission
+
+    protocol = get_protocol(config.protocol, len(dataset.class_names))
+    options: dict[str, Any] = {}
+    if protocol.categories:
+        if not isinstance(dataset, CityscapesLike):
+            raise ValueError(
+                f"protocol={protocol.name} needs a data set with categories, label_ids and instance_files, which"
+                f" {type(dataset).__name__} has not: use protocol=native"
+            )
+        options["categories"], options["label_ids"] = dataset.categories, dataset.label_ids
+        options["instance_files"] = dataset.instance_files(config.split)
+    if config.submission:
+        folder = Path(config.output_dir) / "submission"
+        if protocol.name == "voc":
+            options["sink"] = VocSubmission(folder, config.split, dataset.palette)
+        elif protocol.name == "cityscapes":
+            options["sink"] = CityscapesSubmission(folder, dataset.label_ids)
+        else:
+            raise ValueError(f"submission=true needs protocol=voc or protocol=cityscapes, got {protocol.name}")
+    return Evaluator(dataset.class_names, instantiate(config.inference, _convert_="all"), protocol, **options)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="evaluate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -119,6 +120,15 @@ def run_folder_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint belongs to: RUN/checkpoints/NAME.ckpt, or else the file's own folder."""
     checkpoint = checkpoint.resolve()
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def file_hash(path: Path) -> str:
+    """The file's sha256, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from segdcn.evaluation import SegmentationMetrics
+from segdcn.evaluation import EvaluationResult, Evaluator
 from segdcn.optim import parameter_groups
 
 Batch = dict[str, Any]
-"""{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}"""
+"""{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}; evaluation adds "index" (N,)."""
 
 
 class SegmentationTask(pl.LightningModule):
@@ -28,6 +28,8 @@ class SegmentationTask(pl.LightningModule):
     loss: logits, label → scalar.
     optimizer: parameter groups → Optimizer.  schedule: optimizer, total_steps → LRScheduler, stepped per iteration.
     description: plain values saved in each checkpoint, from which ``segdcn-evaluate`` rebuilds the run.
+    evaluator: how validation and test predict and count; whole images at their own size unless one is set.
+    result: of the last validation or test, with full precision (Lightning logs float32).
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class SegmentationTask(pl.LightningModule):
         self.auxiliary_weight = auxiliary_weight
         self.seed = seed
         self.description = description or {}
-        self.metrics = SegmentationMetrics(num_classes=len(self.class_names))
+        self.evaluator = Evaluator(self.class_names)
+        self.result: EvaluationResult | None = None
         self.mean_loss = MeanMetric()
         self.train_loss = MeanMetric()
         # in the checkpoint, so that a run resumed in the middle of an epoch logs the whole epoch's mean
@@ -103,21 +106,18 @@ class SegmentationTask(pl.LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, batch: Batch) -> None:
-        logits, label = self.network(batch["image"]), batch["label"]
+        logits, label = self.evaluator.update(self.network, batch)
         # weighted by labelled pixels, so that the mean is over pixels whatever the batches hold
-        self.mean_loss.update(self.loss(logits, label), weight=(label != self.metrics.ignore_index).sum())
-        self.metrics.update(logits.argmax(dim=1), label)
+        self.mean_loss.update(self.loss(logits, label), weight=(label != self.evaluator.metrics.ignore_index).sum())
 
     def _log_evaluation(self, stage: str) -> None:
-        """All figures come from one confusion matrix over the whole split, summed over processes."""
-        result = self.metrics.compute()
-        figures = {f"{stage}/loss": self.mean_loss.compute()}
-        figures |= {f"{stage}/{name}": value for name, value in result.items() if name != "iou"}
-        figures |= {f"{stage}/iou/{name}": iou for name, iou in zip(self.class_names, result["iou"], strict=True)}
+        """All figures are over the whole split, summed over processes before anything is divided."""
+        result = self.evaluator.compute()
+        figures = {"loss": float(self.mean_loss.compute()), **result.figures}
+        self.result = result._replace(figures={f"{stage}/{name}": value for name, value in figures.items()})
         # every process holds the same figures already; sync_dist only states that
-        plain = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in figures.items()}
-        self.log_dict(plain, sync_dist=True)
-        self.metrics.reset()
+        self.log_dict(self.result.figures, sync_dist=True)
+        self.evaluator.reset()
         self.mean_loss.reset()
 
     # --- checkpoint -------------------------------------------------------------------------------------------

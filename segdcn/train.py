@@ -69,13 +69,14 @@ def train(config: DictConfig) -> float:
     checkpoint = run / "checkpoints" / "best.ckpt"
     if not checkpoint.exists():  # no epoch of this run was validated
         checkpoint = find_checkpoint(run)
-    figures = trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)[0]
+    trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if trainer.is_global_zero:
-        summarize(figures, "val", dataset.class_names, checkpoint.name, config.seed, run / "metrics.json")
+        facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed}
+        summarize(task.result, "val", dataset.class_names, facts, run / "metrics.json")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
         print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
-    return float(figures["val/miou"])
+    return float(task.result.figures["val/miou"])
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")

@@ -56,7 +56,17 @@ def test_console_scripts_are_the_modules() -> None:
                 "max_epochs",
             ),
         ),
-        (evaluate, ("checkpoint=", "split=test", "dataset.root=", "metrics.json")),
+        (
+            evaluate,
+            (
+                "checkpoint=",
+                "split=test",
+                "dataset.root=",
+                "metrics.json",
+                "protocol=cityscapes",
+                "inference.flip=true",
+            ),
+        ),
     ],
 )
 def test_help_names_the_main_options(

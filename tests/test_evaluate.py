@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, compose, make_camvid, one_line
+from PIL import Image
+from runs import BARE, call, compose, make_camvid, one_line, process
 
 from segdcn.evaluate import main
 from segdcn.train import train
@@ -34,7 +36,11 @@ def test_figures_are_those_of_training(
     folder = checkpoint.parents[1] / "evaluation" / "best_val"
     trained = {key: value for key, value in figures(first_run.folder).items() if key.startswith("val/")}
     assert figures(folder) == trained
-    assert json.loads((folder / "metrics.json").read_text())["split"] == "val"
+    written = json.loads((folder / "metrics.json").read_text())
+    assert {"split": "val", "images": 8, "protocol": "native", "seed": 0}.items() <= written.items()
+    assert written["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert written["inference"] == "whole image, single scale"
+    assert 0 < written["seconds_per_image"] < 10
     assert {path.name for path in folder.iterdir()} == {"metrics.json", "environment.json", "panels"}
     assert {path.name for path in (folder / "panels").iterdir()} == {"val_0.png", "val_0_sampling.png"}
     table = capsys.readouterr().out
@@ -85,10 +91,109 @@ def test_data_in_another_place(
     assert figures(tmp_path / "out") == pytest.approx(trained, abs=1e-5)
 
 
+CPU = ("trainer.accelerator=cpu", "callbacks.panels=null")
+
+
+def test_inference_options_have_a_folder_and_figures_of_their_own(checkpoint: Path) -> None:
+    options = ("inference.scales=[0.75,1.25]", "inference.flip=true", "inference.window=[64,64]")
+    panels = ("trainer.accelerator=cpu", "callbacks.panels.images=1")
+    assert call(main, f"checkpoint={checkpoint}", *options, *panels) == 0
+    assert call(main, f"checkpoint={checkpoint}", *CPU) == 0
+    evaluations = checkpoint.parents[1] / "evaluation"
+    own = evaluations / "best_val_scales0.75-1.25_flip_window64-64"
+    written = json.loads((own / "metrics.json").read_text())
+    assert written["inference.scales"] == "[0.75,1.25]"
+    assert written["inference.flip"] is True
+    assert written["inference.window"] == "[64,64]"
+    assert written["inference.stride"] is None
+    assert written["inference"] == "window 64×64, stride 43×43, scales 0.75, 1.25, mirrored too"
+    assert (own / "panels" / "val_0.png").is_file()
+    assert figures(own) != figures(evaluations / "best_val")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [5, 1])
+def test_two_processes_give_the_figures_of_one(checkpoint: Path, tmp_path: Path, images: int) -> None:
+    shared = (f"checkpoint={checkpoint}", f"+dataset.val_images={images}", "datamodule.eval_batch_size=1", *CPU)
+    found = []
+    for options in (("trainer.devices=1",), ("trainer.devices=2", "trainer.strategy=ddp")):
+        folder = tmp_path / options[0]
+        ended = process(tmp_path, "-m", "segdcn.evaluate", *shared, *options, f"output_dir='{folder}'")
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads((folder / "metrics.json").read_text())["images"] == images
+        found.append(figures(folder))
+    losses = [one.pop("val/loss") for one in found]
+    assert found[1] == found[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)  # a sum of floats in another order
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a data set that offers what Cityscapes does."""
+    run = tmp_path_factory.mktemp("streets")
+    train(
+        compose(
+            "train",
+            "dataset=camvid",
+            "dataset._target_=runs.Streets",
+            "dataset.root=x",
+            *(setting for setting in BARE if not setting.startswith("dataset.")),
+            "datamodule.batch_size=2",
+            "datamodule.num_workers=0",
+            "trainer.max_epochs=1",
+            "name=test",
+            f"output_dir={run}",
+        )
+    )
+    return run / "checkpoints" / "best.ckpt"
+
+
+def test_cityscapes_protocol_and_submission(streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("protocol=cityscapes", "submission=true", f"output_dir={tmp_path}")
+    assert call(main, f"checkpoint={streets}", *options, *CPU) == 0
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["protocol"] == "cityscapes"
+    assert 0 <= written["val/category_miou"] <= 1
+    assert "val/category_iou/movable" in written
+    assert "val/instance_miou" not in written  # there are no instance files
+    assert "mean of categories" in capsys.readouterr().out
+    files = sorted((tmp_path / "submission").iterdir())
+    assert [file.name for file in files] == [f"ulm_00000{n}_000019_labelIds.png" for n in (0, 1)]
+    with Image.open(files[0]) as picture:
+        assert picture.size == (64, 48)
+        assert 7 <= picture.getextrema()[0] <= picture.getextrema()[1] <= 25
+
+
+def test_split_without_labels_gives_files_and_no_figures(
+    streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("protocol=cityscapes", "submission=true", "split=test", f"output_dir={tmp_path}")
+    assert call(main, f"checkpoint={streets}", *options, *CPU) == 0
+    assert "test split: 2 images without labels" in capsys.readouterr().out
+    assert figures(tmp_path) == {}
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 2
+    assert len(list((tmp_path / "submission").iterdir())) == 2
+
+
+def test_partial_evaluation_is_no_evaluation(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(main, f"checkpoint={checkpoint}", "trainer.limit_val_batches=1", *CPU) == 1
+    message = one_line(capsys.readouterr().err)
+    assert "4 of the 8 images of split val" in message
+    assert "limit_val_batches" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
         ((), "checkpoint must be given"),
+        (("checkpoint=classes.ckpt",), "classes.ckpt was trained with 5 classes, but the data set has 6"),
+        (("checkpoint=run/checkpoints/best.ckpt", "protocol=pascal"), "protocol must be one of native, voc"),
+        (("checkpoint=run/checkpoints/best.ckpt", "protocol=cityscapes"), "19 classes, but the data set has 6"),
+        (("checkpoint=run/checkpoints/best.ckpt", "submission=true"), "protocol=voc or protocol=cityscapes"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=[0]"), "inference.scales must be a list"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=2"), "inference.scales must be a list"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.window=64"), "inference.window and inference.stride"),
+        (("checkpoint=run/checkpoints/best.ckpt", "inference.stride=[8,8]"), "inference.stride needs"),
         (("checkpoint=nowhere.ckpt",), "no checkpoint file at nowhere.ckpt"),
         (("checkpoint=run",), "no checkpoint file at run"),
         (("checkpoint=damaged.ckpt",), "damaged.ckpt cannot be read"),
@@ -101,6 +206,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     Path("damaged.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
     torch.save({"state_dict": {"weight": torch.zeros(3)}}, "other.ckpt")
+    state = torch.load(checkpoint, weights_only=True)
+    del state["segdcn"]["class_names"][-1]
+    torch.save(state, "classes.ckpt")
     before = sorted(Path().rglob("*"))
     assert call(main, *arguments) == 1
     assert part in one_line(capsys.readouterr().err)

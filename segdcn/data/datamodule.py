@@ -33,6 +33,12 @@ class Item(TypedDict):
     name: str
 
 
+class EvalItem(Item):
+    """An item with its sample's index in the split, -1 for padding."""
+
+    index: int
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """The order of training: epoch after epoch a fresh permutation of all images, cut into batches.
 
@@ -120,13 +126,13 @@ class EvalItems(Dataset[Item]):
     def __init__(self, samples: Sequence[Sample], transform: EvalTransform) -> None:
         self.samples, self.transform = samples, transform
 
-    def __getitem__(self, key: tuple[int, bool]) -> Item:
+    def __getitem__(self, key: tuple[int, bool]) -> EvalItem:
         index, padding = key
         image, label, name = self.samples[index]
         image_tensor, label_tensor = self.transform(image, label)
         if padding:
             label_tensor.fill_(IGNORE_INDEX)
-        return {"image": image_tensor, "label": label_tensor, "name": name}
+        return {"image": image_tensor, "label": label_tensor, "name": name, "index": -1 if padding else index}
 
 
 class SegmentationDataModule(pl.LightningDataModule):

@@ -1,5 +1,8 @@
 """Evaluation of segmentation networks."""
 
-from segdcn.evaluation.metrics import SegmentationMetrics
+from segdcn.evaluation.evaluator import EvaluationResult, Evaluator
+from segdcn.evaluation.inference import Inference
+from segdcn.evaluation.metrics import BoundaryIoU, SegmentationMetrics
+from segdcn.evaluation.protocols import get_protocol
 
-__all__ = ["SegmentationMetrics"]
+__all__ = ["BoundaryIoU", "EvaluationResult", "Evaluator", "Inference", "SegmentationMetrics", "get_protocol"]

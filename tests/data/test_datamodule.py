@@ -143,6 +143,8 @@ def test_padding_of_distributed_evaluation_is_all_ignored() -> None:
         data.trainer = type("Trainer", (), {"global_rank": rank, "world_size": 3})()
         for batch in data.val_dataloader():
             labels.setdefault(batch["name"][0], []).append(batch["label"])
+            padding = bool((batch["label"] == 255).all())
+            assert batch["index"].tolist() == [-1 if padding else int(batch["name"][0][3:])]
     assert sorted(labels) == [f"val{i}" for i in range(5)]
     counted = [[bool((label != 255).any()) for label in copies] for copies in labels.values()]
     assert all(sum(copies) == 1 for copies in counted)

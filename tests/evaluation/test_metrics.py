@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import copy
 import math
+import random
 import warnings
 from statistics import mean
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdcn.evaluation import SegmentationMetrics
+from segdcn.evaluation import BoundaryIoU, SegmentationMetrics
+from segdcn.evaluation.metrics import ImageCounts, bootstrap_miou, count_pairs
 
 KEYS = {"miou", "iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"}
 
@@ -141,6 +146,144 @@ def test_other_ignore_index(dtype: torch.dtype) -> None:
     metrics = SegmentationMetrics(3, ignore_index=0)
     metrics.update(torch.tensor([[[0, 1, 2]]], dtype=dtype), torch.tensor([[[0, 1, 1]]], dtype=dtype))
     assert metrics.confusion_matrix.tolist() == [[0, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 1000])
+def test_ignore_index_beyond_a_byte(ignore_index: int) -> None:
+    metrics = SegmentationMetrics(3, ignore_index=ignore_index)
+    metrics.update(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, ignore_index, 1]]]))
+    assert metrics.confusion_matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+    with pytest.raises(ValueError, match="label holds the value 3"):
+        metrics.update(torch.tensor([[[0]]]), torch.tensor([[[3]]]))
+
+
+@pytest.mark.parametrize("num_classes", [127, 128, 255, 300])
+def test_many_classes(num_classes: int) -> None:
+    """Around the number of classes at which the pairs no longer fit in 16 bits."""
+    label = torch.arange(num_classes)[None, None]
+    confusion = count_pairs(label.flip(2), label, num_classes, ignore_index=1000)
+    assert torch.equal(confusion, torch.eye(num_classes, dtype=torch.int64).flip(1))
+
+
+def test_official_voc_rule_pixel_by_pixel() -> None:
+    """VOCevalseg.m as described: pooled counts over images of their own size, truth 255 dropped, 21 classes."""
+    generator, counts = random.Random(0), [[0] * 21 for _ in range(21)]
+    metrics = SegmentationMetrics(21)
+    for height, width in ((30, 41), (17, 25), (50, 8)):
+        truth = [[generator.choice([*range(20), 255]) for _ in range(width)] for _ in range(height)]
+        predicted = [
+            [t if t < 255 and generator.random() < 0.6 else generator.randrange(21) for t in row] for row in truth
+        ]
+        for y in range(height):
+            for x in range(width):
+                if truth[y][x] != 255:
+                    counts[truth[y][x]][predicted[y][x]] += 1
+        metrics.update(torch.tensor([predicted]), torch.tensor([truth]))
+    iou = [
+        counts[k][k] / (sum(counts[k]) + sum(counts[other][k] for other in range(21)) - counts[k][k]) for k in range(21)
+    ]
+    assert iou[20] == 0.0  # only predicted
+    assert metrics.compute()["iou"].tolist() == pytest.approx(iou, rel=0, abs=1e-9)
+    assert metrics.compute()["miou"].item() == pytest.approx(sum(iou) / 21, rel=0, abs=1e-9)
+
+
+def test_absent_class_may_count_zero_in_the_mean_but_stays_absent_itself() -> None:
+    metrics = SegmentationMetrics(4, absent_is_zero=True)
+    metrics.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]))
+    assert metrics.compute()["miou"].item() == 0.5
+    assert metrics.compute()["iou"].isnan().tolist() == [False, False, True, True]
+    assert SegmentationMetrics(4, absent_is_zero=True).compute()["miou"].isnan()
+
+
+def test_categories_do_not_mind_mistakes_within_them() -> None:
+    metrics = SegmentationMetrics(4, categories={"animal": [0, 1], "thing": [2], "none": [3]})
+    metrics.update(torch.tensor([[[1, 0, 1, 2, 0, 2]]]), torch.tensor([[[0, 0, 1, 2, 2, 255]]]))
+    result = metrics.compute()
+    assert result["category_iou"].nan_to_num(-1).tolist() == [3 / 4, 1 / 2, -1]
+    assert result["category_miou"].item() == (3 / 4 + 1 / 2) / 2
+
+
+def outline(mask: np.ndarray, distance: int) -> np.ndarray:
+    """As the authors of Boundary IoU do it: framed with zeros and eroded ``distance`` times by a 3x3 square."""
+    framed = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return mask & (cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1] == 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batches(), st.floats(0.01, 0.6))
+def test_boundary_iou_class_by_class(batch: tuple[int, Tensor, Tensor], share: float) -> None:
+    num_classes, prediction, label = batch
+    prediction, label = (values.repeat_interleave(5, 1).repeat_interleave(4, 2) for values in (prediction, label))
+    metric = BoundaryIoU(num_classes, distance=share)
+    metric.update(prediction[:1], label[:1])
+    metric.update(prediction[1:], label[1:])
+    distance = max(1, round(share * math.hypot(*label.shape[1:])))
+    both, either = np.zeros(num_classes), np.zeros(num_classes)
+    for predicted, truth in zip(prediction.numpy(), label.numpy(), strict=True):
+        for k in range(num_classes):
+            bands = [outline(values == k, distance) & (truth != 255) for values in (predicted, truth)]
+            both[k] += (bands[0] & bands[1]).sum()
+            either[k] += (bands[0] | bands[1]).sum()
+    with np.errstate(invalid="ignore"):
+        expected = both / either
+    np.testing.assert_array_equal(metric.compute()["boundary_iou"].numpy(), expected)
+    assert metric.compute()["boundary_miou"].item() == pytest.approx(np.nanmean(expected))
+
+
+def test_boundary_distance_is_two_percent_of_the_diagonal() -> None:
+    label = torch.zeros(1, 300, 400, dtype=torch.int64)  # diagonal 500, so bands of 10 pixels
+    metric = BoundaryIoU(2)
+    metric.update(label, label)
+    assert metric.union.tolist() == [300 * 400 - 280 * 380, 0]
+
+
+# The interval
+
+
+def image_counts(matrices: list[Tensor], order: list[int]) -> Tensor:
+    counts = ImageCounts()
+    for index in order:
+        counts.update(index, matrices[index] if index >= 0 else torch.zeros_like(matrices[0]))
+    return counts.compute()
+
+
+def some_matrices(images: int, classes: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(images)
+    scale = torch.randint(0, 3, (images, classes, 1), generator=generator)  # classes are absent from some images
+    return list(scale * torch.randint(0, 50, (images, classes, classes), generator=generator))
+
+
+def test_images_are_in_the_order_of_their_indices_without_padding() -> None:
+    matrices = some_matrices(4, 3)
+    expected = torch.stack([torch.stack((one.diag(), one.sum(1), one.sum(0))) for one in matrices])
+    assert torch.equal(image_counts(matrices, [0, 1, 2, 3]), expected)
+    assert torch.equal(image_counts(matrices, [2, -1, 0, 3, -1, 1]), expected)
+    assert ImageCounts().compute().shape == (0, 3, 0)
+
+
+@pytest.mark.parametrize("absent_is_zero", [False, True])
+def test_interval_against_a_slow_loop(absent_is_zero: bool) -> None:
+    matrices, resamples = some_matrices(7, 5), 250
+    low, high = bootstrap_miou(image_counts(matrices, list(range(7))), resamples, 3, absent_is_zero)
+    generator, mious = torch.Generator().manual_seed(3), []
+    for part in (100, 100, 50):
+        for draw in torch.randint(7, (part, 7), generator=generator).tolist():
+            metrics = SegmentationMetrics(5, absent_is_zero=absent_is_zero)
+            for index in draw:
+                metrics.confusion_matrix += matrices[index]
+            mious.append(metrics.compute()["miou"].item())
+    assert (low, high) == pytest.approx(tuple(np.quantile(mious, [0.025, 0.975])), rel=1e-12)
+    assert low < high
+
+
+def test_interval_repeats_and_follows_its_seed() -> None:
+    counts = image_counts(some_matrices(9, 4), list(range(9)))
+    assert bootstrap_miou(counts) == bootstrap_miou(copy.copy(counts)) != bootstrap_miou(counts, seed=1)
+
+
+def test_no_interval_without_labels() -> None:
+    assert all(math.isnan(end) for end in bootstrap_miou(torch.zeros(0, 3, 0, dtype=torch.int64)))
+    assert all(math.isnan(end) for end in bootstrap_miou(torch.zeros(4, 3, 5, dtype=torch.int64)))
 
 
 def test_large_counts_stay_exact() -> None:

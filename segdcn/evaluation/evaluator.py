@@ -1,0 +1,153 @@
+"""One evaluation of a split: batches → predictions by a chosen inference → figures by a chosen protocol.
+
+Legend: N images, K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segdcn.evaluation.inference import Inference
+from segdcn.evaluation.instances import InstanceIoU, read_instances
+from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, bootstrap_miou, count_pairs
+from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
+
+Sink = Callable[[str, Tensor], None]
+"""Takes an image's name and its predicted classes, uint8 (H, W) on the CPU: see submission.py."""
+
+
+class EvaluationResult(NamedTuple):
+    """What an evaluation found.
+
+    figures: fractions in 0..1 and the loss, NaN where there was nothing to count.
+    images: how many there were, each counted once.
+    seconds_per_image: mean wall time of inference on this process; loading and counting are not in it.
+    """
+
+    figures: dict[str, float]
+    images: int
+    seconds_per_image: float
+
+
+class Evaluator(nn.Module):
+    """All figures of a split, the same for any number of processes and any batch size.
+
+    Args:
+        class_names: K names.
+        inference: how the network is applied to an image.
+        protocol: at which size predictions meet the truth, and the rule for absent classes.
+        categories: category → names of its classes, for protocols that report categories.
+        instance_files: an instanceIds PNG for each image of the split, in its order, read through ``label_ids``.
+        label_ids: the id of each class in the instance files.
+        sink: receives each image's prediction, once.
+    """
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        inference: Inference | None = None,
+        protocol: EvaluationProtocol = NATIVE,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        label_ids: Sequence[int] = (),
+        instance_files: Sequence[Path] | None = None,
+        sink: Sink | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.inference = inference or Inference()
+        self.protocol = protocol
+        self.instance_files = instance_files
+        self.sink = sink
+        groups = {name: [self.class_names.index(one) for one in names] for name, names in (categories or {}).items()}
+        self.metrics = SegmentationMetrics(
+            len(self.class_names), absent_is_zero=protocol.absent_is_zero, categories=groups
+        )
+        self.boundary = BoundaryIoU(len(self.class_names))
+        self.images = ImageCounts()
+        self.instances = None
+        if instance_files is not None:
+            self.instances = InstanceIoU(self.class_names, label_ids, groups)
+        self._seen = 0
+        self._seconds = 0.0
+
+    def update(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Evaluate a batch {"image" (N, 3, H, W), "label" (N, H, W), "name", "index"}.
+
+        "index" (N,) is each image's place in the split, -1 for padding; without it images are numbered as they
+        come, which is right for one process.
+
+        Returns:
+            Logits (N, K, H', W') and the truth at their size, for the loss.
+        """
+        image, label = batch["image"], batch["label"]
+        index = batch["index"].tolist() if "index" in batch else range(self._seen, self._seen + len(image))
+
+        started = time.perf_counter()
+        logits = self.inference(network, self.protocol.prepare(image))
+        classes = logits.argmax(dim=1)
+        if classes.is_cuda:
+            torch.cuda.synchronize(classes.device)
+        self._seconds += time.perf_counter() - started
+        self._seen += len(image)
+
+        prediction, truth = self.protocol.meet(classes, label)
+        for n, place in enumerate(index):
+            confusion = count_pairs(prediction[n : n + 1], truth[n : n + 1], len(self.class_names))
+            self.metrics.confusion_matrix += confusion
+            self.images.update(place, confusion)
+            if self.instances is not None and self.instance_files is not None:
+                instances = read_instances(self.instance_files[max(place, 0)], (truth.shape[1], truth.shape[2]))
+                self.instances.update(place, prediction[n], instances, confusion)
+            if self.sink is not None and place >= 0:
+                self.sink(batch["name"][n], classes[n].to(torch.uint8).cpu())
+        self.boundary.update(prediction, truth)
+        return logits, self.protocol.nearest(truth, (logits.shape[2], logits.shape[3]))
+
+    def compute(self) -> EvaluationResult:
+        """The figures over all processes.
+
+        Means and accuracies under the names that the metrics give them, "miou_low" and "miou_high" (the 95 %
+        bootstrap interval over images), per class "iou/<class>", and where they are defined
+        "instance_iou/<class>", "category_iou/<category>", "category_instance_iou/<category>".
+        """
+        result = self.metrics.compute()
+        result["boundary_miou"] = self.boundary.compute()["boundary_miou"]
+        if self.instances is not None:
+            result |= self.instances.compute()
+        counts = self.images.compute()
+        figures: dict[str, float] = {}
+        for key, value in result.items():
+            if value.ndim == 0:
+                figures[key] = value.item()
+            else:
+                names = self.metrics.categories if key.startswith("category") else self.class_names
+                figures |= {f"{key}/{name}": one for name, one in zip(names, value.tolist(), strict=True)}
+        low, high = bootstrap_miou(counts, absent_is_zero=self.protocol.absent_is_zero)
+        figures |= {"miou_low": low, "miou_high": high}
+        return EvaluationResult(figures, len(counts), self._seconds / max(1, self._seen))
+
+    def reset(self) -> None:
+        """Forget all images."""
+        for metric in (self.metrics, self.boundary, self.images, self.instances):
+            if metric is not None:
+                metric.reset()
+        self._seen, self._seconds = 0, 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """Protocol and inference as flat values for metrics.json; options are as on the command line."""
+        return {
+            "protocol": self.protocol.name,
+            "protocol_rule": self.protocol.rule,
+            "inference": str(self.inference),
+            **{f"inference.{name}": _flat(value) for name, value in vars(self.inference).items()},
+        }
+
+
+def _flat(value: Any) -> Any:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, Sequence) else value
