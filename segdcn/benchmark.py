@@ -1,27 +1,27 @@
-"""segdcn-benchmark: time and memory of the operators and of a training step, each against what it stands beside."""
+"""segdcn-benchmark: the operators, a training step and the loading of images, each against what it stands beside."""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
-import re
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torchvision
+from hydra.errors import HydraException
 from torch import Tensor
 from torch.nn import functional as F
 
+from segdcn.assembly import CONFIG_PATH, build_dataset
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 from segdcn.run_folder import environment, write_json
+from segdcn.stopwatch import Candidate, compare, interleaved
 
 # N, C, H, W -> C, 3x3; groups
 CONVOLUTIONS = (
@@ -35,91 +35,8 @@ DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
 REGIONS = (64, 300)
 OFFSET_DEVIATION = 2.0  # pixels
 DEFORMABLE_LAYERS = (0, 3, 6)
-
-
-@dataclass
-class Candidate:
-    """Something to time: ``run`` makes the output, whose backward reaches ``leaves``."""
-
-    name: str
-    run: Callable[[], Tensor]
-    leaves: Sequence[Tensor]
-
-
-@dataclass
-class Figures:
-    """Medians of one candidate: milliseconds, and peak memory in MB above what was held before (NaN: not known)."""
-
-    forward_ms: float
-    training_ms: float  # forward and backward
-    forward_mb: float
-    training_mb: float
-
-
-def compare(candidates: Sequence[Candidate], repeats: int) -> dict[str, Figures]:
-    """Time candidates in turn, so that a busy moment of the machine hits all of them; then their peak memory."""
-    gradients = {c.name: torch.randn_like(c.run()) for c in candidates}
-    device = candidates[0].leaves[0].device
-
-    def train(candidate: Candidate) -> None:
-        torch.autograd.grad(candidate.run(), candidate.leaves, gradients[candidate.name])
-
-    calls: dict[tuple[str, str], Callable[[], object]] = {}
-    for c in candidates:
-        calls |= {(c.name, "forward"): c.run, (c.name, "training"): partial(train, c)}
-    medians = _interleaved(calls, repeats, device)
-    return {
-        c.name: Figures(
-            *(medians[c.name, kind] for kind in ("forward", "training")),
-            *(_peak_megabytes(calls[c.name, kind], device) for kind in ("forward", "training")),
-        )
-        for c in candidates
-    }
-
-
-def _interleaved(calls: Mapping[Any, Callable[[], object]], repeats: int, device: torch.device) -> dict[Any, float]:
-    """Median milliseconds of each call, all called in turn, round after round."""
-    times: dict[Any, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            taken = _milliseconds(call, device)
-            if turn:  # the first round warms up
-                times[name].append(taken)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    taken = 1000 * (time.perf_counter() - start)
-    del result
-    return taken
-
-
-def _peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
-    """Peak memory of a call above what was held before; on a CPU from Linux's own books, elsewhere NaN."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the call would reuse it unseen
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    except (OSError, AttributeError):
-        return math.nan
-
-    def kilobytes(name: str) -> int:
-        found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    before = kilobytes("VmRSS")
-    call()
-    return (kilobytes("VmHWM") - before) / 1024
+WORKERS = (1, 2)
+LOADING_SECONDS = 3.0  # of each way to load, in each round
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -213,8 +130,35 @@ def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
                 optimizer.zero_grad()
 
             steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = step
-    medians = _interleaved(steps, repeats, image.device)
+    medians = interleaved(steps, repeats, image.device)
     return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
+
+
+def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Training images per second and worker, in segdcn's order and in the naive one, and of decoding alone.
+
+    overrides: of segdcn-train's config, such as dataset=cityscapes dataset.root=PATH; none takes made-up Cityscapes.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from segdcn.data.dataset import ImageMaskFiles
+    from segdcn.data.throughput import make_streets, measure
+
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        if not overrides:
+            overrides = ["dataset=cityscapes", f"dataset.root={make_streets(Path(folder))}"]
+        config = compose("train", overrides=list(overrides))
+        samples = build_dataset(config).split("train")
+        if not isinstance(samples, ImageMaskFiles):
+            raise ValueError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
+        settings = {key: config.datamodule[key] for key in ("crop_size", "scale", "flip", "photometric")}
+        return [
+            {
+                "case": f"{workers} worker(s)",
+                **measure(samples, **settings, workers=workers, seconds=LOADING_SECONDS, rounds=repeats),
+            }
+            for workers in WORKERS
+        ]
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -282,6 +226,19 @@ def show_training_steps(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def show_loading(rows: list[dict[str, Any]]) -> None:
+    """One line per number of workers."""
+    print("\nLoading of training images; images per second and worker")
+    columns = list(rows[0])[1:]
+    _table(
+        ["workers", *(name.replace("_", ", ") for name in columns)],
+        [
+            [row["case"], *(f"{row[name]:.2f}" if name == "speedup" else f"{row[name]:.1f}" for name in columns)]
+            for row in rows
+        ],
+    )
+
+
 BENCHMARKS = {
     "conv": (convolutions, show_convolutions),
     "pool": (poolings, show_poolings),
@@ -295,28 +252,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="segdcn-benchmark",
         description="Times the operators against torchvision's and a plain convolution, all in one process and in "
         "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
+        usage="%(prog)s [options] [conv] [pool] [step] [data [dataset=NAME dataset.root=PATH ...]]",
         epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
     )
-    parser.add_argument("which", nargs="*", metavar="conv|pool|step", help="what to time; everything by default")
+    parser.add_argument(
+        "which",
+        nargs="*",
+        metavar="conv|pool|step|data",
+        help="what to time: convolutions, RoI poolings, a training step (these three by default), loading of images",
+    )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of features")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="file (default: benchmark.json)")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.which if name not in BENCHMARKS]
+    options.overrides = [word for word in options.which if "=" in word]
+    options.which = [word for word in options.which if "=" not in word] or list(BENCHMARKS)
+    unknown = [name for name in options.which if name not in (*BENCHMARKS, "data")]
     if unknown:
-        parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}")
+        parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}, data")
+    if options.overrides and "data" not in options.which:
+        parser.error(
+            f"{options.overrides[0]} is for the loading of images: segdcn-benchmark data {options.overrides[0]}"
+        )
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, got {options.repeats}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: PyTorch finds no CUDA device on this machine")
     return options
 
 
 def main() -> None:
     """Console script."""
     options = parse_arguments()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: --device cuda: PyTorch finds no CUDA device on this machine")
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -327,10 +296,17 @@ def main() -> None:
     )
     print(f"{about['threads']} threads, medians of {options.repeats}", flush=True)
     results: dict[str, Any] = {}
-    for name in options.which or BENCHMARKS:
-        run, show = BENCHMARKS[name]
-        rows = run(options.repeats, options.device, getattr(torch, options.dtype))
-        show(rows)
+    for name in options.which:
+        if name == "data":
+            try:
+                rows = loading(options.repeats, options.overrides)
+            except (ValueError, OSError, HydraException) as error:
+                sys.exit(f"error: {' '.join(str(error).split())}")
+            show_loading(rows)
+        else:
+            run, show = BENCHMARKS[name]
+            rows = run(options.repeats, options.device, getattr(torch, options.dtype))
+            show(rows)
         results[name] = [_plain(row) for row in rows]
     write_json(options.output, {"environment": about, "dtype": options.dtype, **results})
     print(f"\nfigures in {options.output}")

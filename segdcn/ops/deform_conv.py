@@ -64,10 +64,10 @@ def deform_conv2d(
 
 
 def _gather_is_faster(input: Tensor) -> bool:
-    """On a CPU, always: forward 5 to 12 and with backward 9 to 21 times (README, segdcn-benchmark).
+    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 28 and more (segdcn-benchmark; README).
 
-    On CUDA nothing was measured, so that torchvision's kernel is taken. A graph that is exported keeps the
-    operator that ONNX has a node for.
+    On CUDA nothing was measured, so torchvision's kernel is taken. A graph that is exported keeps the operator that
+    ONNX has a node for.
     """
     exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
     return input.device.type == "cpu" and not exporting

@@ -1,0 +1,102 @@
+"""Time and peak memory of calls that are compared: in one process, in turn, medians."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Candidate:
+    """Something to time: ``run`` makes the output, whose backward reaches ``leaves``."""
+
+    name: str
+    run: Callable[[], Tensor]
+    leaves: Sequence[Tensor]
+
+
+@dataclass
+class Figures:
+    """Medians of one candidate: milliseconds, and peak memory in MB above what was held before (NaN: not known)."""
+
+    forward_ms: float
+    training_ms: float  # forward and backward
+    forward_mb: float
+    training_mb: float
+
+
+def compare(candidates: Sequence[Candidate], repeats: int) -> dict[str, Figures]:
+    """Time candidates in turn, so that a busy moment of the machine hits all of them; then their peak memory."""
+    gradients = {c.name: torch.randn_like(c.run()) for c in candidates}
+    device = candidates[0].leaves[0].device
+
+    def train(candidate: Candidate) -> None:
+        torch.autograd.grad(candidate.run(), candidate.leaves, gradients[candidate.name])
+
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for c in candidates:
+        calls |= {(c.name, "forward"): c.run, (c.name, "training"): partial(train, c)}
+    medians = interleaved(calls, repeats, device)
+    return {
+        c.name: Figures(
+            *(medians[c.name, kind] for kind in ("forward", "training")),
+            *(peak_megabytes(calls[c.name, kind], device) for kind in ("forward", "training")),
+        )
+        for c in candidates
+    }
+
+
+def interleaved(calls: Mapping[Any, Callable[[], object]], repeats: int, device: torch.device) -> dict[Any, float]:
+    """Median milliseconds of each call, all called in turn, round after round."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            taken = _milliseconds(call, device)
+            if turn:  # the first round warms up
+                times[name].append(taken)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    taken = 1000 * (time.perf_counter() - start)
+    del result
+    return taken
+
+
+def peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
+    """Peak memory of a call above what was held before; on a CPU from Linux's own books, elsewhere NaN."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the call would reuse it unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except (OSError, AttributeError):
+        return math.nan
+
+    def kilobytes(name: str) -> int:
+        found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    before = kilobytes("VmRSS")
+    call()
+    return (kilobytes("VmHWM") - before) / 1024
