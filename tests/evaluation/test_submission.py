@@ -1,4 +1,4 @@
-"""VOC's files; Cityscapes' are read by the official evaluator in test_cityscapes.py."""
+"""VOC's files; Cityscapes' are read by the official evaluator in test_official_cityscapes.py."""
 
 from __future__ import annotations
 
