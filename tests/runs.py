@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import hydra
 import numpy as np
@@ -19,7 +19,6 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from segdcn.assembly import CONFIG_PATH
-from segdcn.data.dataset import Sample
 
 # Four steps an epoch, a crop that is not square, dropout in the head.
 SMALL = (
@@ -113,33 +112,6 @@ def make_camvid(root: Path, train: int = 8, val: int = 3, size: tuple[int, int] 
             lines.append(f"/SegNet/CamVid/{split}/{number:04d}.png /SegNet/CamVid/{split}annot/{number:04d}.png\n")
         (root / f"{split}.txt").write_text("".join(lines))
     return root
-
-
-class Streets:
-    """Two images per split with what Cityscapes offers beyond other data sets; the test split has no labels."""
-
-    class_names = (*"abcdefghijklmnop", "car", "bus", "person")
-    palette = tuple((k, k, k) for k in range(19))
-    label_ids = tuple(range(7, 26))
-    categories: ClassVar[dict[str, tuple[str, ...]]] = {"letters": ("a", "b"), "movable": ("car", "bus")}
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-
-    def split(self, name: str) -> list[Sample]:
-        rng = np.random.default_rng(len(name))
-        samples = []
-        for number in range(2):
-            label = np.kron(rng.integers(0, 19, (6, 8)), np.ones((8, 8))).astype(np.uint8)
-            image = np.repeat(13 * label[..., None], 3, axis=2)
-            label[0] = 255
-            samples.append(
-                Sample(image, np.full_like(label, 255) if name == "test" else label, f"ulm_00000{number}_000019")
-            )
-        return samples
-
-    def instance_files(self, split: str) -> list[Path] | None:
-        return None
 
 
 def real_camvid() -> Path:

@@ -111,6 +111,9 @@ def _check_shapes(
             "input, offset and weight must have 4 dimensions, "
             f"got {tuple(input.shape)}, {tuple(offset.shape)} and {tuple(weight.shape)}"
         )
+    for name, values, lowest in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        if min(values) < lowest:
+            raise ValueError(f"{name} must be {lowest} or more, got {values}")
     n, channels = input.shape[:2]
     kernel = weight.shape[2:]
     points = kernel[0] * kernel[1]
@@ -228,4 +231,5 @@ class DeformConv2d(nn.Module):
             text += f", groups={self.groups}"
         if self.bias is None:
             text += ", bias=False"
-        return text + f", modulated={self.modulated}, offset_groups={self.offset_groups}"
+        text += f", modulated={self.modulated}, offset_groups={self.offset_groups}"
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"

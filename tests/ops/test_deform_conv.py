@@ -359,6 +359,20 @@ def test_a_wrong_dtype_or_device_is_told_by_the_argument_s_name(
         deform_conv2d(**tensors, backend=backend)
 
 
+@both_backends
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"stride": 0}, r"stride must be 1 or more, got \(0, 0\)"),
+        ({"padding": (0, -1)}, r"padding must be 0 or more, got \(0, -1\)"),
+        ({"dilation": (0, 1)}, r"dilation must be 1 or more, got \(0, 1\)"),
+    ],
+)
+def test_a_wrong_setting_is_told_by_its_name(backend: Backend, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        deform_conv2d(**Case(4, 3, (5, 7)).tensors(), backend=backend, **setting)
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="backend must be auto, gather or torchvision, got 'cuda'"):
         deform_conv2d(
@@ -610,6 +624,8 @@ def test_repr_tells_how_the_layer_convolves_and_deforms() -> None:
     ):
         assert part in second
     assert third.startswith("  (offset): Conv2d(4, 36,")
+    assert "backend" not in second
+    assert "backend='torchvision'" in repr(DeformConv2d(4, 8, 3, backend="torchvision"))
 
 
 @both_backends
