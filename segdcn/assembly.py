@@ -106,6 +106,13 @@ def _build(config: DictConfig, **parts: Any) -> Any:
         raise ValueError(f"{config._target_}: {error}") from error
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What a class itself raised, where Hydra has wrapped it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a user's error as one line and exit with status 1; the traceback goes to error.txt in the run folder.
 
@@ -117,9 +124,7 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         try:
             return command(config)
         except Exception as error:
-            cause: BaseException = error
-            while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-                cause = cause.__cause__
+            cause = cause_of(error)
             expected = (
                 isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue)
                 or isinstance(error, InstantiationException)  # an argument that a class does not have

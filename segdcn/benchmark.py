@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.assembly import CONFIG_PATH, build_dataset
+from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 from segdcn.run_folder import environment, write_json
@@ -301,7 +301,7 @@ def main() -> None:
             try:
                 rows = loading(options.repeats, options.overrides)
             except (ValueError, OSError, HydraException) as error:
-                sys.exit(f"error: {' '.join(str(error).split())}")
+                sys.exit(f"error: {' '.join(str(cause_of(error)).split())}")
             show_loading(rows)
         else:
             run, show = BENCHMARKS[name]
