@@ -90,7 +90,7 @@ def test_loading_of_a_users_own_images_is_timed(
     assert "| 0 worker(s) |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="only data sets of image and mask files can be timed"):
         run(monkeypatch, "data", "dataset=shapes")
-    with pytest.raises(SystemExit, match="^error: no VOC 2012 in nowhere"):
+    with pytest.raises(SystemExit, match=r"^error: no VOC 2012 in nowhere"):
         run(monkeypatch, "data", "dataset=voc", "dataset.root=nowhere")
 
 
