@@ -6,15 +6,14 @@ python scripts/time_confusion.py [--repeats 21]
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from segdcn.evaluation import SegmentationMetrics
+from segdcn.stopwatch import interleaved
 
 CLASSES = 19
 
@@ -29,13 +28,6 @@ def street(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return prediction.to(dtype), label.where(~ignored, 255).to(dtype)
 
 
-def milliseconds(metric: Metric, prediction: Tensor, label: Tensor) -> float:
-    """One update."""
-    start = time.perf_counter()
-    metric.update(prediction, label)
-    return 1000 * (time.perf_counter() - start)
-
-
 def measure(dtype: torch.dtype, repeats: int) -> tuple[float, float]:
     """Medians of interleaved updates in milliseconds: SegmentationMetrics, torchmetrics' MulticlassConfusionMatrix."""
     ours, theirs = (
@@ -43,11 +35,10 @@ def measure(dtype: torch.dtype, repeats: int) -> tuple[float, float]:
         MulticlassConfusionMatrix(CLASSES, ignore_index=255, validate_args=False),
     )
     # torchmetrics multiplies in the labels' own type, which overflows in a byte
-    pairs = ((ours, street(dtype)), (theirs, street(torch.int64)))
-    rounds = [[milliseconds(metric, *maps) for metric, maps in pairs] for _ in range(repeats + 1)][1:]
+    calls = {"ours": partial(ours.update, *street(dtype)), "theirs": partial(theirs.update, *street(torch.int64))}
+    medians = interleaved(calls, repeats, torch.device("cpu"))
     assert torch.equal(ours.confusion_matrix, theirs.confmat)
-    first, second = (statistics.median(times) for times in zip(*rounds, strict=True))
-    return first, second
+    return medians["ours"], medians["theirs"]
 
 
 def main() -> None:

@@ -169,6 +169,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("| " + " | ".join(row) + " |")
 
 
+def _times(row: dict[str, Any]) -> list[str]:
+    return [f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()]
+
+
 def _geometric_mean(values: Sequence[float]) -> str:
     return f"{math.exp(statistics.mean(map(math.log, values))):.2f}"
 
@@ -191,8 +195,9 @@ def show_convolutions(rows: list[dict[str, Any]]) -> None:
         ]
         if "depthwise" not in row["case"]:
             ratios.append(ratio)
-        cells = [f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()]
-        lines.append([row["case"], *cells, f"{ratio[0]:.1f} / {ratio[1]:.1f}", f"{ratio[2]:.2f} / {ratio[3]:.2f}"])
+        lines.append(
+            [row["case"], *_times(row), f"{ratio[0]:.1f} / {ratio[1]:.1f}", f"{ratio[2]:.2f} / {ratio[3]:.2f}"]
+        )
     means = [_geometric_mean(column) for column in zip(*ratios, strict=True)]
     mean_line = ["geometric mean, not depthwise", *[""] * len(names), " / ".join(means[:2]), " / ".join(means[2:])]
     _table(["N×C×H×W", *names, "torchvision's / gather", "gather / conv2d"], [*lines, mean_line])
@@ -202,8 +207,10 @@ def show_convolutions(rows: list[dict[str, Any]]) -> None:
 def show_memory(rows: list[dict[str, Any]]) -> None:
     """Peak memory of each case."""
     print("\nPeak memory above what was held before; MB, forward / forward and backward")
-    cells = [[f"{f.forward_mb:.0f} / {f.training_mb:.0f}" for f in row["figures"].values()] for row in rows]
-    _table(["case", *rows[0]["figures"]], [[row["case"], *line] for row, line in zip(rows, cells, strict=True)])
+    cells = [
+        [row["case"], *(f"{f.forward_mb:.0f} / {f.training_mb:.0f}" for f in row["figures"].values())] for row in rows
+    ]
+    _table(["case", *rows[0]["figures"]], cells)
 
 
 def show_poolings(rows: list[dict[str, Any]]) -> None:
@@ -211,8 +218,7 @@ def show_poolings(rows: list[dict[str, Any]]) -> None:
     print(
         "\nRoI pooling of 1×256×50×75 (1×1029×50×75 position-sensitive), 7×7 bins; ms, forward / forward and backward"
     )
-    cells = [[f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()] for row in rows]
-    _table(["case", *rows[0]["figures"]], [[row["case"], *line] for row, line in zip(rows, cells, strict=True)])
+    _table(["case", *rows[0]["figures"]], [[row["case"], *_times(row)] for row in rows])
     show_memory(rows)
 
 

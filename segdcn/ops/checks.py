@@ -1,11 +1,20 @@
-"""What every operator asks of its tensors before any kernel runs."""
+"""What every operator asks of its arguments before any kernel runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+IntPair = int | tuple[int, int]
+
+
+def two(value: IntPair) -> tuple[int, int]:
+    """One number for both axes, or one for each, as (vertical, horizontal)."""
+    return cast(tuple[int, int], tuple(_pair(value)))
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:

@@ -10,13 +10,11 @@ from typing import Literal, cast
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
-from segdcn.ops.checks import autocast_dtype, check_tensors
+from segdcn.ops.checks import IntPair, autocast_dtype, check_tensors, two
 from segdcn.ops.gather_conv import gather_conv2d
 
 Backend = Literal["auto", "gather", "torchvision"]
-IntPair = int | tuple[int, int]
 
 
 def deform_conv2d(
@@ -52,7 +50,7 @@ def deform_conv2d(
     if dtype is not None:
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    stride, padding, dilation = _two(stride), _two(padding), _two(dilation)
+    stride, padding, dilation = two(stride), two(padding), two(dilation)
     check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
     _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
     if backend not in ("auto", "gather", "torchvision"):
@@ -90,10 +88,6 @@ def _torchvision(
     x, w, b, m = (None if t is None else t.to(dtype) for t in (input, weight, bias, mask))
     output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
     return output.to(input.dtype)
-
-
-def _two(value: IntPair) -> tuple[int, int]:
-    return cast(tuple[int, int], tuple(_pair(value)))
 
 
 def _check_shapes(
@@ -191,8 +185,8 @@ class DeformConv2d(nn.Module):
         if offset_groups < 1 or conv.in_channels % offset_groups != 0:
             raise ValueError(f"offset_groups must divide the {conv.in_channels} input channels, got {offset_groups}")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
-        self.kernel_size, self.stride = _two(cast(IntPair, conv.kernel_size)), _two(cast(IntPair, conv.stride))
-        self.padding, self.dilation = _two(cast(IntPair, conv.padding)), _two(cast(IntPair, conv.dilation))
+        self.kernel_size, self.stride = two(cast(IntPair, conv.kernel_size)), two(cast(IntPair, conv.stride))
+        self.padding, self.dilation = two(cast(IntPair, conv.padding)), two(cast(IntPair, conv.dilation))
         self.groups, self.modulated, self.offset_groups = conv.groups, modulated, offset_groups
         self.backend: Backend = backend
         self.weight, self.bias = conv.weight, conv.bias

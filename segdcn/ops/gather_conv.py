@@ -32,6 +32,8 @@ from segdcn.ops.sampling import (
     point_gradient,
     rows_with_ring,
     scatter_sum,
+    sum_dtype,
+    table_row,
 )
 
 TILE_BYTES = 3 * 2**19  # of one gathered map: it, its gradient and the weights of one kernel point share the cache
@@ -50,7 +52,7 @@ def gather_conv2d(
     """Deformable convolution; arguments and result as ``segdcn.ops.deform_conv2d``, which checks them."""
     samples = _Samples(input, offset, weight, mask, stride, padding, dilation)
     kernel, groups = _by_tap(weight), input.shape[1] // weight.shape[1]
-    output = input.new_zeros(samples.positions, len(weight), dtype=_sum_dtype(input))
+    output = input.new_zeros(samples.positions, len(weight), dtype=sum_dtype(input))
     for tile in samples.tiles():
         for k in range(len(kernel)):
             gathered = gather_sum(samples.rows, samples.bags(k, tile)).view(-1, input.shape[1])
@@ -107,8 +109,8 @@ def _sum_over_tiles(
     groups = channels // weight.shape[1]
     for_points = for_offset or for_mask
     grad = grad.permute(0, 2, 3, 1).reshape(samples.positions, len(weight)).contiguous()
-    grad_rows = torch.zeros_like(rows, dtype=_sum_dtype(rows))
-    grad_kernel = torch.zeros_like(kernel, dtype=_sum_dtype(rows))
+    grad_rows = torch.zeros_like(rows, dtype=sum_dtype(rows))
+    grad_kernel = torch.zeros_like(kernel, dtype=sum_dtype(rows))
     grad_corner = torch.zeros_like(samples.bilinear)
     # the gradient of a tile's gathered maps is kept for all kernel points: one scatter is cheaper than K
     buffer = rows.new_empty(taps * samples.tile_length * channels)
@@ -181,7 +183,7 @@ class _Samples:
         cell = self.points.cell.view(taps, n, math.prod(y.shape[3:]), groups)
         image = torch.arange(n, dtype=cell.dtype, device=cell.device).view(-1, 1, 1)
         group = torch.arange(groups, dtype=cell.dtype, device=cell.device)
-        row = (cell + image * ((height + 2) * (width + 2))) * groups + group
+        row = table_row(cell, image, group, (height, width), groups)
         self._index = corner_index(row.view(taps, self.positions, groups), width, groups)
 
         tiles = max(1, math.ceil(self.positions * self.channels * input.element_size() / TILE_BYTES))
@@ -201,11 +203,6 @@ class _Samples:
 
 def _like(gradient: Tensor, argument: Tensor) -> Tensor:
     return gradient.reshape(argument.shape).to(argument.dtype).contiguous()
-
-
-def _sum_dtype(features: Tensor) -> torch.dtype:
-    """Sums over kernel points and tiles of half-precision terms are kept in float32."""
-    return torch.promote_types(features.dtype, torch.float32)
 
 
 def _by_tap(weight: Tensor) -> Tensor:

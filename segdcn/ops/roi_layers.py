@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from segdcn.ops.roi_pool import IntPair, deform_ps_roi_pool, deform_roi_pool, output_pair
+from segdcn.ops.checks import IntPair
+from segdcn.ops.roi_pool import deform_ps_roi_pool, deform_roi_pool, output_pair
 
 
 class DeformRoIPool(nn.Module):

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.utils import _pair
 
-from segdcn.ops.checks import autocast_dtype, check_tensors
+from segdcn.ops.checks import IntPair, autocast_dtype, check_tensors, two
 from segdcn.ops.roi_samples import RoISamples, aligned_samples, position_sensitive_samples
 from segdcn.ops.sampling import (
     Bags,
@@ -25,9 +24,8 @@ from segdcn.ops.sampling import (
     point_gradient,
     rows_with_ring,
     scatter_sum,
+    sum_dtype,
 )
-
-IntPair = int | tuple[int, int]
 
 
 def deform_roi_pool(
@@ -145,10 +143,11 @@ def _aligned_pool_backward(
     spatial_scale: float,
     sampling_ratio: int,
     gamma: float,
+    needed: list[bool],
 ) -> tuple[Tensor, Tensor]:
     samples = aligned_samples(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
     grad = grad.permute(0, 2, 3, 1).reshape(-1, input.shape[1])
-    grad_input, by_bin = _backward(grad, input, samples, 1)
+    grad_input, by_bin = _backward(grad, input, samples, 1, *needed)
     return grad_input, _like(by_bin.view(rois.shape[0], *size, 2).permute(0, 3, 1, 2), offset)
 
 
@@ -182,13 +181,14 @@ def _position_sensitive_pool_backward(
     spatial_scale: float,
     sample_per_part: int,
     gamma: float,
+    needed: list[bool],
 ) -> tuple[Tensor, Tensor]:
     classes = 1 if offset is None else offset.shape[1] // 2
     channels = input.shape[1] // group_size**2 // classes
     samples = position_sensitive_samples(input, rois, offset, size, group_size, spatial_scale, sample_per_part, gamma)
     grad = grad.reshape(rois.shape[0], classes, channels, *size).permute(0, 1, 3, 4, 2).reshape(-1, channels)
     grouped = _by_class_and_group(input, classes, group_size)
-    grad_grouped, by_bin = _backward(grad, grouped, samples, classes * group_size**2)
+    grad_grouped, by_bin = _backward(grad, grouped, samples, classes * group_size**2, *needed)
     grad_input = _by_class_and_group(grad_grouped, classes, group_size, back=True)
     if offset is None:
         return grad_input, input.new_zeros(0)
@@ -228,14 +228,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(backward: Any) -> Any:
     def formula(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_input, grad_offset = backward(grad, *ctx.saved_tensors, *ctx.settings)
-        wanted = ctx.needs_input_grad
-        return (
-            grad_input if wanted[0] else None,
-            None,
-            grad_offset if wanted[2] else None,
-            *(None for _ in ctx.settings),
-        )
+        for_input, _, for_offset, *_ = ctx.needs_input_grad
+        grad_input, grad_offset = backward(grad, *ctx.saved_tensors, *ctx.settings, [for_input, for_offset])
+        settings = (None for _ in ctx.settings)
+        return grad_input if for_input else None, None, grad_offset if for_offset else None, *settings
 
     return formula
 
@@ -252,14 +248,21 @@ def _forward(input: Tensor, samples: RoISamples, groups: int) -> Tensor:
     return gather_sum(rows_with_ring(input, groups), _bags(input, samples, groups))
 
 
-def _backward(grad: Tensor, input: Tensor, samples: RoISamples, groups: int) -> tuple[Tensor, Tensor]:
-    """Gradient (bins, C / groups) -> those by input (N, C, H, W) and by each bin's offset (bins, 2), x before y."""
+def _backward(
+    grad: Tensor, input: Tensor, samples: RoISamples, groups: int, for_input: bool, for_offset: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradient (bins, C / groups) -> those by input (N, C, H, W) and by each bin's offset (bins, 2), x before y.
+
+    One that is not asked for is left zero.
+    """
     rows, bags, grad = rows_with_ring(input, groups), _bags(input, samples, groups), grad.contiguous()
-    grad_rows = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-    scatter_sum(grad_rows, bags, grad)
-    y, x = point_gradient(samples.points, gather_dot(rows, bags, grad).view(-1, 4) * samples.share[:, None])
-    moved = torch.stack((x, y), dim=-1) * samples.moves
-    by_bin = torch.zeros_like(samples.reach).index_add_(0, samples.bin, moved) * samples.reach
+    grad_rows = torch.zeros_like(rows, dtype=sum_dtype(rows))
+    by_bin = torch.zeros_like(samples.reach)
+    if for_input:
+        scatter_sum(grad_rows, bags, grad)
+    if for_offset:
+        y, x = point_gradient(samples.points, gather_dot(rows, bags, grad).view(-1, 4) * samples.share[:, None])
+        by_bin.index_add_(0, samples.bin, torch.stack((x, y), dim=-1) * samples.moves).mul_(samples.reach)
     return map_from_rows(grad_rows, input.shape).to(input.dtype), by_bin
 
 
@@ -289,7 +292,7 @@ def _like(gradient: Tensor, offset: Tensor | None) -> Tensor:
 
 def output_pair(output_size: IntPair) -> tuple[int, int]:
     """Bins per region as (height, width); ValueError unless both are positive."""
-    height, width = _pair(output_size)
+    height, width = two(output_size)
     if height < 1 or width < 1:
         raise ValueError(f"output_size must be positive, got {output_size}")
     return height, width

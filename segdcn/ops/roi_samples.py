@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segdcn.ops.sampling import Points, locate
+from segdcn.ops.sampling import Points, locate, table_row
 
 
 class RoISamples(NamedTuple):
@@ -61,7 +61,7 @@ def aligned_samples(
         shift = reach * offset.to(reach.dtype).permute(0, 2, 3, 1).reshape(-1, 2)
         x, y = x + shift[bin, 0], y + shift[bin, 1]
     share = 1 / in_bin.clamp(min=1).to(y.dtype)
-    return _read(input, 1, image[roi], 0, y, x, 1.0, share[bin], bin, first, reach)
+    return _samples(input, 1, image[roi], 0, y, x, _is_read(input, y, x, 1.0), share[bin], bin, first, reach)
 
 
 def position_sensitive_samples(
@@ -94,8 +94,7 @@ def position_sensitive_samples(
         y = y + by_bin[:, :, 1, ..., None, None] * _expand(roi_h)
     shape = (rois.shape[0], classes, *size, sample_per_part, sample_per_part)
     y, x = y.expand(shape), x.expand(shape)
-    height, width = input.shape[2:]
-    read = (y >= -0.5) & (y <= height - 0.5) & (x >= -0.5) & (x <= width - 0.5)
+    read = _is_read(input, y, x, 0.5)
     share = (1 / read.sum(dim=(-2, -1), keepdim=True).clamp(min=1).to(y.dtype)).expand(shape)
 
     cell = (bin_y * group_size // size[0])[:, None] * group_size + bin_x * group_size // size[1]
@@ -103,14 +102,14 @@ def position_sensitive_samples(
     in_bin = sample_per_part**2
     first = torch.arange(rois.shape[0] * classes * size[0] * size[1], device=input.device) * in_bin
     reach = gamma * torch.stack((roi_w, roi_h), dim=-1).repeat_interleave(classes * size[0] * size[1], dim=0)
-    return _read(
+    return _samples(
         input,
         classes * group_size**2,
         _expand(image).expand(shape).reshape(-1),
         group[..., None, None].expand(shape).reshape(-1),
         y.reshape(-1),
         x.reshape(-1),
-        0.5,
+        read.reshape(-1),
         share.reshape(-1),
         torch.arange(len(first), device=input.device).repeat_interleave(in_bin),
         first,
@@ -118,28 +117,33 @@ def position_sensitive_samples(
     )
 
 
-def _read(
+def _is_read(input: Tensor, y: Tensor, x: Tensor, border: float) -> Tensor:
+    """Whether samples count: up to ``border`` pixels beyond the outermost cells' centres; never where not finite."""
+    height, width = input.shape[2:]
+    return (y >= -border) & (y <= height - 1 + border) & (x >= -border) & (x <= width - 1 + border)
+
+
+def _samples(
     input: Tensor,
     groups: int,
     image: Tensor,
     group: Tensor | int,
     y: Tensor,
     x: Tensor,
-    border: float,
+    read: Tensor,
     share: Tensor,
     bin: Tensor,
     first: Tensor,
     reach: Tensor,
 ) -> RoISamples:
-    """Samples at y, x: up to ``border`` pixels outside the map they read its nearest cells, farther away nothing."""
+    """Samples at y, x: those that are ``read`` read the map's nearest cells where they lie outside it."""
     height, width = input.shape[2:]
-    read = (y >= -border) & (y <= height - 1 + border) & (x >= -border) & (x <= width - 1 + border)
     moves = torch.stack(((x >= 0) & (x < width - 1), (y >= 0) & (y < height - 1)), dim=-1)
     y = y.clamp(0, height - 1).masked_fill(~read, math.nan)  # which locate() keeps away from the map
     x = x.clamp(0, width - 1)
     points = locate(y, x, height, width, len(input) * (height + 2) * (width + 2) * groups)
-    row = (image.to(points.cell.dtype) * ((height + 2) * (width + 2)) + points.cell) * groups + group
-    return RoISamples(points, row.to(points.cell.dtype), share, moves.to(y.dtype), bin, first, reach)
+    row = table_row(points.cell, image, group, (height, width), groups)
+    return RoISamples(points, row, share, moves.to(y.dtype), bin, first, reach)
 
 
 def _expand(values: Tensor) -> Tensor:

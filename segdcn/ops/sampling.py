@@ -63,10 +63,21 @@ def rows_with_ring(input: Tensor, groups: int = 1) -> Tensor:
     return table.view(-1, channels // groups)
 
 
+def sum_dtype(features: Tensor) -> torch.dtype:
+    """Sums of many half-precision terms are kept in float32."""
+    return torch.promote_types(features.dtype, torch.float32)
+
+
 def map_from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
     """The inverse of ``rows_with_ring``, without the ring: (R, C / groups) -> ``shape`` = (N, C, H, W)."""
     n, channels, height, width = shape
     return rows.view(n, height + 2, width + 2, channels)[:, 1:-1, 1:-1].permute(0, 3, 1, 2).contiguous()
+
+
+def table_row(cell: Tensor, image: Tensor, group: Tensor | int, size: tuple[int, int], groups: int) -> Tensor:
+    """The row of an image's cell and group, for maps of ``size`` = (H, W); the arguments broadcast."""
+    cells = (size[0] + 2) * (size[1] + 2)
+    return ((image.to(cell.dtype) * cells + cell) * groups + group).to(cell.dtype)
 
 
 class Points(NamedTuple):

@@ -404,7 +404,7 @@ def test_the_operators_keep_the_rules_of_custom_operators(moved: bool) -> None:
         (roi_pool._position_sensitive_pool, roi_pool._position_sensitive_pool_backward, 2, ([2, 2], 2, 1.0, 4, 0.1)),
     ):
         torch.library.opcheck(operator, (maps.requires_grad_(), rois, chosen, *settings_))
-        torch.library.opcheck(backward, (grad[:, :channels], maps.detach(), rois, fixed, *settings_))
+        torch.library.opcheck(backward, (grad[:, :channels], maps.detach(), rois, fixed, *settings_, [True, moved]))
 
 
 # The modules
