@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -113,6 +113,24 @@ def cause_of(error: BaseException) -> BaseException:
     return error
 
 
+def user_error(error: Exception) -> str | None:
+    """The one line to print for an error that a user can cause.
+
+    None for a bug, and where ``HYDRA_FULL_ERROR=1`` asks for tracebacks.
+    """
+    cause = cause_of(error)
+    expected = (
+        isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue | HydraException)
+        or isinstance(error, InstantiationException)  # an argument that a class does not have
+        or type(cause).__name__ == "TrainingStopped"
+    )
+    if os.environ.get("HYDRA_FULL_ERROR") == "1" or not expected:
+        return None
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
+    return " ".join(str(cause).split())
+
+
 def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a user's error as one line and exit with status 1; the traceback goes to error.txt in the run folder.
 
@@ -124,18 +142,10 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
         try:
             return command(config)
         except Exception as error:
-            cause = cause_of(error)
-            expected = (
-                isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue)
-                or isinstance(error, InstantiationException)  # an argument that a class does not have
-                or type(cause).__name__ == "TrainingStopped"
-            )
-            if os.environ.get("HYDRA_FULL_ERROR") == "1" or not expected:
+            message = user_error(error)
+            if message is None:
                 raise
             _leave_behind(Path(HydraConfig.get().runtime.output_dir), traceback.format_exc())
-            message = " ".join(str(cause).split())
-            if isinstance(cause, MissingMandatoryValue):
-                message = f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
             print(f"error: {message}", file=sys.stderr)
             sys.exit(1)
 

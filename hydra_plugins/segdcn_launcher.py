@@ -1,0 +1,200 @@
+"""Hydra's side of a sweep: the jobs of a multirun, told to segdcn.sweep, and their figures handed back.
+
+Hydra finds launchers in the namespace ``hydra_plugins`` alone, and imports all of it whenever it starts: hence one
+small file, with its imports where they are needed. (``from __future__ import annotations`` together with a dataclass
+would break every Hydra program of the environment here.)
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+if TYPE_CHECKING:
+    from segdcn.sweep.jobs import Job, Sweep
+
+MOST_JOBS = 200
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="segdcn",
+    node={"_target_": "hydra_plugins.segdcn_launcher.SegdcnLauncher"},
+    provider="segdcn",
+)
+
+
+class SegdcnLauncher(Launcher):
+    """Every job of a multirun is a process of its own, ``python -m segdcn.train``, run by the config's ``launcher``."""
+
+    context: HydraContext
+    config: DictConfig
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.config = hydra_context, config
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        if config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            # its grid is known before anything is written: Hydra's own records in the folder, to begin with
+            _one_line(lambda: self._check(self._grid()))
+        with flag_override(config, ["readonly", "struct"], False):
+            config.hydra.sweep.dir = str(self._folder())
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return _one_line(lambda: self._launch(job_overrides))
+
+    def _grid(self) -> list[list[str]]:
+        """The overrides of all jobs, by Hydra's own expansion."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        hydra = self.config.hydra
+        given = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        overrides = OverridesParser.create(self.context.config_loader).parse_overrides([*given, *hydra.overrides.task])
+        return BasicSweeper.split_arguments(overrides, None)[0]
+
+    def _check(self, job_overrides: Sequence[Sequence[str]]) -> "tuple[Sweep, Any]":
+        """The sweep, joined with what its folder holds, and its launcher.
+
+        Raises: ValueError, before anything is written or started, where it cannot be run.
+        """
+        from hydra.utils import instantiate
+
+        from segdcn.run_folder import shown
+        from segdcn.sweep.jobs import read_sweep
+
+        if len(job_overrides) > MOST_JOBS and not self.config.sweep.confirm:
+            raise ValueError(f"this sweep has {len(job_overrides)} jobs: add sweep.confirm=true if it is meant")
+        sweep = self._sweep(job_overrides)
+        launcher = instantiate(self.config.launcher, _convert_="all")
+        launcher.check(sweep.jobs)
+        folder = sweep.folder
+        if (folder / "sweep.json").exists():
+            sweep = sweep.joined(read_sweep(folder))
+        elif folder.is_dir() and {path.name for path in folder.iterdir()} - {"multirun.yaml"}:  # Hydra's own record
+            raise ValueError(f"{shown(folder)} holds something else than a sweep: choose another sweep.name")
+        return sweep, launcher
+
+    def _launch(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+        from segdcn.run_folder import shown
+        from segdcn.sweep.jobs import is_finished, locked, read_progress
+        from segdcn.sweep.local import SweepStopped
+
+        sweep, launcher = self._check(job_overrides)
+        jobs = sweep.jobs[: len(job_overrides)]
+        with locked(sweep.folder / "sweep.lock") as lock:
+            if lock is None:
+                raise ValueError(f"{shown(sweep.folder)} is being run by another process: see segdcn-sweep status")
+            sweep.write()
+            try:
+                launcher.run(sweep, jobs)
+            except SweepStopped as stop:
+                print(f"{stop}; go on with the same command")
+                sys.exit(128 + stop.signal)
+        failed = [job for job in jobs if not is_finished(sweep.path(job))]
+        if failed:
+            sys.exit(1)
+        return [
+            _finished(overrides, self._compose(overrides), read_progress(sweep.path(job), sweep.metric).best)
+            for overrides, job in zip(job_overrides, jobs, strict=True)
+        ]
+
+    def _folder(self) -> Path:
+        from hashlib import sha256
+
+        name = self.config.sweep.name
+        if name is None:
+            choices, task = self.config.hydra.runtime.choices, sorted(self.config.hydra.overrides.task)
+            digest = sha256(" ".join(task).encode()).hexdigest()[:8]
+            name = f"{choices.experiment or choices.dataset}_{digest}"
+        return Path("sweeps") / str(name)
+
+    def _sweep(self, job_overrides: Sequence[Sequence[str]]) -> "Sweep":
+        from segdcn.sweep.jobs import Sweep
+
+        options, folder = self.config.sweep, self._folder()
+        return Sweep(
+            folder=folder.absolute(),
+            name=folder.name,
+            command=shlex.join(["segdcn-train", *sys.argv[1:]]),
+            baseline=None if options.baseline is None else tuple(options.baseline),
+            metric=options.metric,
+            jobs=tuple(self._job(overrides) for overrides in job_overrides),
+        )
+
+    def _job(self, overrides: Sequence[str]) -> "Job":
+        from segdcn.sweep.jobs import PLACE_KEYS, Job, job_folder
+
+        config = self._compose(overrides)
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+        del plain["hydra"]
+        for key in _missing(plain):
+            raise ValueError(f"{key} must be given: add {key}=VALUE to the command")
+        around = (*PLACE_KEYS, "sweep", "launcher")
+        telling = tuple(one for one in overrides if _key(one) not in around and _group(one) not in around)
+        return Job(
+            folder=job_folder(telling, plain),
+            overrides=telling,
+            arguments=(*self._sources(), *(one for one in overrides if _group(one) != "launcher")),
+            epochs=config.trainer.max_epochs if (config.trainer.max_epochs or -1) > 0 else None,
+            steps=config.trainer.max_steps if (config.trainer.max_steps or -1) > 0 else None,
+            accelerator=str(config.trainer.accelerator),
+            devices=config.trainer.devices,
+            nodes=config.trainer.num_nodes,
+        )
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        key = tuple(overrides)
+        if key not in self._composed:
+            self._composed[key] = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        return self._composed[key]
+
+    def _sources(self) -> list[str]:
+        """Where a job finds the config, as this command was told."""
+        job, arguments = self.config.hydra.job, []
+        if job.config_name != "train":
+            arguments += ["--config-name", job.config_name]
+        for source in self.config.hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                arguments += ["--config-dir", source.path]
+        return arguments
+
+
+def _missing(config: Any, prefix: str = "") -> Iterator[str]:
+    """The keys of plain values that a user must give."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}"
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _group(override: str) -> str:
+    return _key(override).partition(".")[0]
+
+
+def _finished(overrides: Sequence[str], config: DictConfig, figure: float) -> JobReturn:
+    return JobReturn(overrides=overrides, cfg=config, status=JobStatus.COMPLETED, _return_value=figure)
+
+
+def _one_line(action: Callable[[], Any]) -> Any:
+    """What ``action`` returns; an error that a user can cause becomes one line and exit status 1."""
+    from segdcn.assembly import user_error
+
+    try:
+        return action()
+    except Exception as error:
+        message = user_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)

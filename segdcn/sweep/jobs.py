@@ -1,0 +1,302 @@
+"""A sweep on disk: a folder with its jobs' run folders, and in each of them how far its job is.
+
+sweeps/NAME/sweep.json      what the sweep is: its jobs, baseline and metric
+sweeps/NAME/<job>/          a run folder of segdcn-train; beside that command's own files it holds
+    job.json                the attempts at the job, written by whoever runs it
+    output.log              what they printed, one after the other
+    job.lock                locked while a process runs the job
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from segdcn.run_folder import shown, write_json
+
+State = Literal["waiting", "running", "stopped", "finished", "failed"]
+
+# Where a job runs does not make it another job: on the next machine its data may lie elsewhere.
+PLACE_KEYS = ("dataset.root", "dataset.sbd_root", "datamodule.num_workers", "datamodule.eval_batch_size")
+# Not of the training itself: who runs it, and where.
+_AROUND = ("launcher", "sweep", "output_dir", "resume", "name")
+# What another distributed program around this one would tell a training.
+_FOREIGN = re.compile(
+    "(LOCAL_|NODE_|GROUP_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|PL_GLOBAL_SEED|TORCHELASTIC_.*"
+    "|SLURM_(NTASKS|PROCID|LOCALID|NODEID|NTASKS_PER_NODE|TASKS_PER_NODE)"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a sweep.
+
+    folder: its run folder, relative to the sweep's.
+    overrides: what makes it this job, as Hydra gives them (``key=value``).
+    arguments: the command line of ``python -m segdcn.train``, all but the run folder.
+    epochs, steps: its length, whichever is set.
+    accelerator, devices, nodes: of its trainer; devices are processes per node.
+    """
+
+    folder: str
+    overrides: tuple[str, ...]
+    arguments: tuple[str, ...]
+    epochs: int | None = None
+    steps: int | None = None
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``sweep.json`` holds.
+
+    command: that started it.
+    baseline: overrides of the setting with which the others are compared; None is the first setting.
+    metric: the figure that is compared, a key of metrics.json.
+    """
+
+    folder: Path
+    name: str
+    command: str
+    baseline: tuple[str, ...] | None
+    metric: str
+    jobs: tuple[Job, ...]
+
+    def path(self, job: Job) -> Path:
+        """A job's run folder."""
+        return self.folder / job.folder
+
+    def write(self) -> None:
+        """Write ``sweep.json``, without its own folder, which may be moved."""
+        values = asdict(self)
+        del values["folder"]
+        write_json(self.folder / "sweep.json", values)
+
+    def joined(self, other: Sweep) -> Sweep:
+        """This sweep with the jobs of another one in the same folder, which contains it or is contained in it.
+
+        Raises: ValueError when each has jobs that the other lacks.
+        """
+        mine, others = ({job.folder for job in sweep.jobs} for sweep in (self, other))
+        if not (mine <= others or others <= mine):
+            raise ValueError(
+                f"{shown(self.folder)} holds another sweep (its job {min(others - mine)} is none of this one):"
+                " choose another sweep.name, or delete that folder"
+            )
+        return replace(self, jobs=self.jobs + tuple(job for job in other.jobs if job.folder not in mine))
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """The sweep in a folder.
+
+    Raises: FileNotFoundError, or ValueError for a ``sweep.json`` that cannot be read; one line each.
+    """
+    path = folder / "sweep.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no sweep's folder: it has no sweep.json")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for job in values["jobs"]:
+            job["overrides"], job["arguments"] = tuple(job["overrides"]), tuple(job["arguments"])
+        values["jobs"] = tuple(Job(**job) for job in values["jobs"])
+        values["baseline"] = None if values["baseline"] is None else tuple(values["baseline"])
+        return Sweep(folder, **values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a sweep ({type(error).__name__}: {error})") from error
+
+
+def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
+    """A job's folder: its overrides and a short hash of its config, in characters that need quotes nowhere.
+
+    config: the whole, as plain values; where the job runs does not count.
+    """
+    counted = {key: value for key, value in config.items() if key not in _AROUND}
+    for key in PLACE_KEYS:
+        group, _, name = key.partition(".")
+        counted[group] = {other: value for other, value in counted.get(group, {}).items() if other != name}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    readable = "_".join(re.sub(r"[^\w.]+", "-", override).strip("-") for override in overrides)[:120]
+    return f"{readable or 'job'}_{digest}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """``job.json``: what a run's own files do not tell.
+
+    attempts: how often the job was started.
+    seconds: all attempts that ended, together.  started: when the running one began, in seconds since 1970.
+    epochs_before: those that were done then.
+    error: why the last attempt failed.  final: whether another one would fail in the same way.
+    job_id: the cluster's.
+    """
+
+    state: State = "waiting"
+    attempts: int = 0
+    seconds: float = 0.0
+    started: float | None = None
+    epochs_before: int = 0
+    error: str | None = None
+    final: bool = False
+    job_id: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write it atomically."""
+        write_json(folder / "job.json", asdict(self))
+
+
+def read_record(folder: Path) -> Record:
+    """A job's record; one that waits where there is none, or none that can be read."""
+    try:
+        return Record(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Record()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is, from its files alone, so that any process can tell.
+
+    epochs, steps: done so far.  best: the metric's best so far, a fraction; NaN where there is none yet.
+    """
+
+    record: Record
+    epochs: int = 0
+    steps: int = 0
+    best: float = math.nan
+
+
+def read_progress(folder: Path, metric: str) -> Progress:
+    """The progress of the job in ``folder``; a file that is missing or half written is no news."""
+    record = read_record(folder)
+    epochs = steps = 0
+    figures: list[float] = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for row in csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()):
+            epochs, steps = int(row["epoch"]) + 1, int(row["step"])
+            if row.get(metric):
+                figures.append(float(row[metric]))
+    if is_finished(folder):
+        record = replace(record, state="finished", error=None)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if record.started is not None:  # nobody wrote down its end yet, or was there to do it
+                seconds = record.seconds + (folder / "metrics.json").stat().st_mtime - record.started
+                record = replace(record, seconds=seconds, started=None)
+            figures = [float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[metric])]
+    return Progress(record, epochs, steps, max(figures, default=math.nan))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run ended: it writes its figures last."""
+    return (folder / "metrics.json").is_file()
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run left that ended before its first checkpoint; the records of its job stay."""
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        for path in folder.iterdir():
+            if not path.name.startswith(("job.", "output")):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def train_command(job: Job, folder: Path) -> list[str]:
+    """The command that begins the job's run, or goes on with it from its last checkpoint."""
+    command = [sys.executable, "-m", "segdcn.train", "hydra.mode=RUN"]
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        place = [argument for argument in job.arguments if argument.lstrip("+").partition("=")[0] in PLACE_KEYS]
+        return [*command, f"resume={_quoted(folder)}", *place]
+    return [*command, f"output_dir={_quoted(folder)}", *job.arguments]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar, where some characters mean something else."""
+    return "'" + str(path.absolute()).replace("'", "\\'") + "'"
+
+
+def train_environment(cluster_task: bool = False, **more: str) -> dict[str, str]:
+    """The environment of a job: this process's, without what makes it a part of another distributed program.
+
+    cluster_task: this process is one of several that a cluster has started for the job, and tells it so.
+    The job ends with its parent, so that none outlives a coordinator that was killed.
+    """
+    foreign = re.compile("PL_GLOBAL_SEED") if cluster_task else _FOREIGN
+    own = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
+    return {**own, "SEGDCN_DIE_WITH_PARENT": "1", **more}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[int | None]:
+    """An exclusive lock on a file, as its descriptor; None where another process holds it.
+
+    It lasts until the block ends and every process that inherited the descriptor has ended, however they do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def begun(record: Record, folder: Path, metric: str) -> Record:
+    """The record of a job of which an attempt begins."""
+    epochs = read_progress(folder, metric).epochs
+    attempts = record.attempts + 1
+    return replace(
+        record, state="running", attempts=attempts, started=time.time(), epochs_before=epochs, error=None, final=False
+    )
+
+
+def ended(record: Record, folder: Path, status: int, stopped: bool = False) -> Record:
+    """The record of a job whose attempt ended.
+
+    status: of the process that ran it; negative, or above 128, it is a signal.
+    stopped: it was asked to end before its end.
+    An attempt that ended with an error of segdcn's own, one line, is final: the same would happen again.
+    """
+    seconds = record.seconds + time.time() - (record.started or time.time())
+    record = replace(record, seconds=seconds, started=None)
+    if is_finished(folder):
+        return replace(record, state="finished")
+    if stopped:
+        return replace(record, state="stopped")
+    line = _last_line(folder / "output.log")
+    final = status == 1 and line.startswith("error: ")
+    error = line.removeprefix("error: ") if final else f"{_in_words(status)} ({line})"
+    return replace(record, state="failed", error=error, final=final)
+
+
+def _in_words(status: int) -> str:
+    with contextlib.suppress(ValueError):
+        return f"ended by {signal.Signals(-status if status < 0 else status - 128).name}"
+    return f"exit status {status}"
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log file that is not empty."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return lines[-1]
+    return ""

@@ -1,0 +1,231 @@
+"""The jobs of a sweep as jobs of a SLURM cluster, through submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from segdcn.sweep.jobs import (
+    Job,
+    Sweep,
+    begun,
+    clear,
+    ended,
+    is_finished,
+    locked,
+    read_record,
+    train_command,
+    train_environment,
+)
+from segdcn.sweep.local import Signals, SweepStopped
+from segdcn.sweep.status import Display
+
+# A job that is no longer in the queue may have written its last files on another machine.
+POLLS_UNTIL_LOST = 2
+# by which a cluster asks a job to end
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class SlurmLauncher:
+    """Submits jobs, as arrays, and waits for them; the queue is SLURM's.
+
+    A job that is pre-empted or runs out of time saves a checkpoint, is queued again and goes on from there. SIGINT
+    and SIGTERM end the waiting only: the jobs go on, and the same sweep started again takes them up.
+
+    Args:
+        cluster: ``slurm``; or ``local``, submitit's own stand-in for it, which starts all jobs on this machine at
+            once.
+        retries: how often a job that crashed is submitted again.
+        poll_seconds: between two looks at the queue.
+        parameters: submitit's (``AutoExecutor.update_parameters``): timeout_min, cpus_per_task, mem_gb,
+            slurm_partition, slurm_array_parallelism, slurm_signal_delay_s, slurm_setup, ...; null ones are left
+            out. Nodes, tasks and GPUs follow from ``trainer.num_nodes``, ``.devices`` and ``.accelerator``.
+    """
+
+    def __init__(
+        self,
+        cluster: Literal["slurm", "local"] = "slurm",
+        retries: int = 2,
+        poll_seconds: float = 10.0,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        if cluster not in ("slurm", "local"):
+            raise ValueError(f"launcher.cluster must be slurm or local, got {cluster!r}")
+        self.cluster = cluster
+        self.retries = retries
+        self.poll_seconds = poll_seconds
+        self.parameters = {key: value for key, value in (parameters or {}).items() if value is not None}
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raises ValueError or ImportError, one line, where the jobs cannot be submitted."""
+        try:
+            import submitit  # noqa: F401
+        except ImportError as error:
+            raise ImportError('launcher=slurm needs submitit: pip install "segdcn[slurm]"') from error
+        if self.cluster == "slurm" and not shutil.which("sbatch"):
+            raise ValueError("launcher=slurm needs sbatch on the PATH: run it on a node that may submit jobs")
+        for job in jobs:
+            if not (job.devices == "auto" or (isinstance(job.devices, int) and job.devices > 0)):
+                raise ValueError(f"trainer.devices must be a number (per node and job), got {job.devices!r}")
+
+    def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
+        """Run to their end those of the ``jobs`` that are not finished.
+
+        Raises: SweepStopped after SIGINT, SIGTERM or SIGHUP; the jobs go on.
+        """
+        left = [job for job in jobs if not is_finished(sweep.path(job))]
+        retries = dict.fromkeys((job.folder for job in left), self.retries)
+        missed = dict.fromkeys((job.folder for job in left), 0)
+        queue = _Queue(self.cluster)
+        with Signals() as signals, Display(sweep, jobs) as display:
+            self._submit(sweep, [job for job in left if not queue.holds(sweep.path(job))], queue)
+            while left and not signals.received:
+                display.update()
+                signals.wait(self.poll_seconds)
+                queue.look()
+                again = []
+                for job in list(left):
+                    folder = sweep.path(job)
+                    missed[job.folder] = 0 if queue.holds(folder) else missed[job.folder] + 1
+                    if is_finished(folder):
+                        left.remove(job)
+                    elif missed[job.folder] >= POLLS_UNTIL_LOST:
+                        missed[job.folder] = 0
+                        record = read_record(folder)
+                        if record.state in ("running", "waiting"):  # it had no chance to say why
+                            record = replace(record, state="failed", started=None, error="its cluster job is gone")
+                            record.write(folder)
+                        retries[job.folder] -= 1
+                        if record.final or retries[job.folder] < 0:
+                            left.remove(job)
+                        else:
+                            again.append(job)
+                self._submit(sweep, again, queue)
+            if signals.received:
+                if self.cluster == "slurm":
+                    ids = " ".join(read_record(sweep.path(job)).job_id or "" for job in left)
+                    display.note(
+                        f"the jobs go on; the same command takes them up again, this one cancels: scancel {ids}"
+                    )
+                raise SweepStopped(signals.received[0])
+
+    def _submit(self, sweep: Sweep, jobs: Sequence[Job], queue: _Queue) -> None:
+        """Submit the jobs, those of equal needs as one array."""
+        import submitit
+
+        on_slurm = self.cluster == "slurm"
+        groups: dict[tuple[int, int, int], list[Job]] = {}
+        for job in jobs:
+            devices = job.devices if isinstance(job.devices, int) else 1
+            gpus = 0 if job.accelerator == "cpu" else devices
+            groups.setdefault((job.nodes, devices, gpus), []).append(job)
+        for (nodes, devices, gpus), members in groups.items():
+            # on a cluster a task is a rank, elsewhere Lightning starts the ranks of a job itself
+            needs = {"nodes": nodes, "tasks_per_node": devices if on_slurm else 1, "gpus_per_node": gpus}
+            given = {key: value for key, value in self.parameters.items() if on_slurm or not key.startswith("slurm_")}
+            executor = submitit.AutoExecutor(sweep.folder / "submitit" / "%j", cluster=self.cluster)
+            executor.update_parameters(name=sweep.name, **{**needs, **given})
+            with executor.batch():
+                submitted = [executor.submit(JobTask(job, str(sweep.path(job)), sweep.metric)) for job in members]
+            for job, one in zip(members, submitted, strict=True):
+                folder = sweep.path(job)
+                record = replace(read_record(folder), job_id=one.job_id)
+                if record.state != "running":  # it may have begun already
+                    record = replace(record, state="waiting", error=None, final=False)
+                record.write(folder)
+                queue.add(one)
+
+
+class _Queue:
+    """Which of the submitted jobs wait or run."""
+
+    def __init__(self, cluster: str) -> None:
+        self._on_slurm = cluster == "slurm"
+        self._listed: set[str] | None = None
+        self._submitted: dict[str, Any] = {}
+        self.look()
+
+    def add(self, job: Any) -> None:
+        """A job of submitit's that was submitted after the last look."""
+        self._submitted[job.job_id] = job
+        if self._listed is not None:
+            self._listed.add(job.job_id)
+
+    def look(self) -> None:
+        """Ask SLURM; where it does not answer, nothing is known until it does."""
+        if self._on_slurm:
+            asked = subprocess.run(
+                ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"],
+                capture_output=True,
+                text=True,
+            )
+            self._listed = set(asked.stdout.split()) if asked.returncode == 0 else None
+
+    def holds(self, folder: Path) -> bool:
+        """Whether the job in ``folder`` waits or runs, or nothing is known of it."""
+        job_id = read_record(folder).job_id
+        if self._on_slurm:
+            return self._listed is None or job_id in self._listed
+        if job_id in self._submitted and not self._submitted[job_id].done():
+            return True
+        with locked(folder / "job.lock") as lock:  # of a task that outlived its coordinator
+            return lock is None
+
+
+@dataclass
+class JobTask:
+    """What the cluster runs for a job, once for each of its processes: segdcn-train, begun or gone on with.
+
+    folder: the job's run folder.
+    """
+
+    job: Job
+    folder: str
+    metric: str
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        folder, rank = Path(self.folder), int(os.environ.get("SLURM_PROCID", 0))
+        if is_finished(folder):
+            return
+        with contextlib.ExitStack() as stack:
+            if rank == 0:
+                if stack.enter_context(locked(folder / "job.lock")) is None:
+                    raise RuntimeError(f"another process runs {folder}")
+                clear(folder)
+                begun(read_record(folder), folder, self.metric).write(folder)
+            log = stack.enter_context((folder / ("output.log" if rank == 0 else f"output_{rank}.log")).open("ab"))
+            command = train_command(self.job, folder)
+            log.write(f"--- {shlex.join(command)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                command,
+                env=train_environment(cluster_task="SLURM_PROCID" in os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            status = self._process.wait()
+            if rank == 0:
+                record = ended(read_record(folder), folder, status, stopped=abs(status) % 128 in STOPPING)
+                record.write(folder)
+                if record.state == "failed":
+                    raise RuntimeError(record.error)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit when the cluster is about to take the machine away: end the run, queue the job again."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+        return DelayedSubmission(JobTask(self.job, self.folder, self.metric))

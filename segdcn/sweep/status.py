@@ -1,0 +1,147 @@
+"""How far a sweep is: one live table in a terminal, a line per event elsewhere; from the jobs' files alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress
+
+STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
+REFRESH_SECONDS = 2.0
+
+
+def sweep_progress(sweep: Sweep) -> dict[str, Progress]:
+    """The progress of each job by its folder's name."""
+    return {job.folder: read_progress(sweep.path(job), sweep.metric) for job in sweep.jobs}
+
+
+def is_run(sweep: Sweep) -> bool:
+    """Whether a coordinator holds the sweep at the moment (of this machine, or of a shared file system)."""
+    with locked(sweep.folder / "sweep.lock") as lock:
+        return lock is None
+
+
+def time_left(job: Job, progress: Progress, now: float) -> float | None:
+    """Seconds until the job ends, by the pace of the running attempt; None while nothing can be said."""
+    if progress.record.state != "running" or progress.record.started is None:
+        return None
+    done = progress.epochs - progress.record.epochs_before
+    if done < 1:
+        return None
+    seconds_per_epoch = (now - progress.record.started) / done
+    if job.epochs is not None:
+        return seconds_per_epoch * max(0, job.epochs - progress.epochs)
+    if job.steps is not None and progress.steps:
+        return seconds_per_epoch * max(0, job.steps - progress.steps) * progress.epochs / progress.steps
+    return None
+
+
+def status_table(sweep: Sweep, jobs: Sequence[Job], progress: dict[str, Progress], now: float) -> Table:
+    """One row per job: its state, epoch, best figure, time so far and left."""
+    table = Table("job", "state", title=f"{sweep.name}: {count(jobs, progress)}", title_justify="left")
+    for heading in ("epoch", f"best {sweep.metric}", "time", "left"):
+        table.add_column(heading, justify="right")
+    for job in jobs:
+        now_at = progress[job.folder]
+        record = now_at.record
+        state = record.state + (f", attempt {record.attempts}" if record.attempts > 1 else "")
+        seconds = record.seconds + (now - record.started if record.started and record.state == "running" else 0)
+        left = time_left(job, now_at, now)
+        table.add_row(
+            " ".join(job.overrides),
+            f"[{STYLES[record.state]}]{state}[/]",
+            _length(job, now_at),
+            "" if math.isnan(now_at.best) else f"{100 * now_at.best:.2f}",
+            duration(seconds) if seconds else "",
+            "" if left is None else duration(left),
+        )
+    return table
+
+
+def _length(job: Job, progress: Progress) -> str:
+    if job.epochs is not None:
+        return f"{progress.epochs}/{job.epochs}"
+    return f"step {progress.steps}/{job.steps}" if job.steps is not None else str(progress.epochs)
+
+
+def count(jobs: Sequence[Job], progress: dict[str, Progress]) -> str:
+    """Such as ``3 of 15 finished, 2 running, 1 failed``."""
+    states = Counter(progress[job.folder].record.state for job in jobs)
+    rest = [f"{states[state]} {state}" for state in ("running", "stopped", "failed", "waiting") if states[state]]
+    return ", ".join([f"{states['finished']} of {len(jobs)} finished", *rest])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Display:
+    """What a coordinator shows while it runs ``jobs``; ``update`` may be called as often as one likes."""
+
+    def __init__(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
+        self.sweep, self.jobs = sweep, jobs
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self._progress: dict[str, Progress] = {}
+        self._next = 0.0
+
+    def __enter__(self) -> Display:
+        if self.live is not None:
+            self.live.start()
+        self.update()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._next = 0.0
+        self.update()
+        if self.live is not None:
+            self.live.stop()
+
+    def update(self) -> None:
+        """Show what is new, every few seconds."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + REFRESH_SECONDS
+        before = self._progress
+        self._progress = {job.folder: self._read(job) for job in self.jobs}
+        if self.live is not None:
+            self.live.update(status_table(self.sweep, self.jobs, self._progress, time.time()), refresh=True)
+            return
+        for number, job in enumerate(self.jobs, 1):
+            record = self._progress[job.folder].record
+            if job.folder not in before:
+                continue
+            old = before[job.folder].record
+            if (record.state, record.attempts) != (old.state, old.attempts):
+                self.note(f"{number:>3}/{len(self.jobs)} {' '.join(job.overrides)}: {self._event(job)}")
+
+    def note(self, line: str) -> None:
+        """One line for the user, above the table or after the other lines."""
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def _read(self, job: Job) -> Progress:
+        known = self._progress.get(job.folder)
+        folder = self.sweep.path(job)
+        if known is not None and known.record.state == "finished" and is_finished(folder):
+            return known
+        return read_progress(folder, self.sweep.metric)
+
+    def _event(self, job: Job) -> str:
+        now_at = self._progress[job.folder]
+        record = now_at.record
+        if record.state == "running":
+            after = f" after epoch {record.epochs_before}" if record.epochs_before else ""
+            return f"started{after}" + (f", attempt {record.attempts}" if record.attempts > 1 else "")
+        if record.state == "finished":
+            return f"finished, {self.sweep.metric} {100 * now_at.best:.2f}, {duration(record.seconds)}"
+        return f"{record.state}: {record.error}" if record.error else record.state
