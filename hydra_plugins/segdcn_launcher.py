@@ -8,6 +8,7 @@ would break every Hydra program of the environment here.)
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ class SegdcnLauncher(Launcher):
             config.hydra.sweep.dir = str(self._folder())
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        return _one_line(lambda: self._launch(job_overrides))
+        returned: Sequence[JobReturn] = _one_line(lambda: self._launch(job_overrides, first=initial_job_idx == 0))
+        return returned
 
     def _grid(self) -> list[list[str]]:
         """The overrides of all jobs, by Hydra's own expansion."""
@@ -58,7 +60,7 @@ class SegdcnLauncher(Launcher):
         overrides = OverridesParser.create(self.context.config_loader).parse_overrides([*given, *hydra.overrides.task])
         return BasicSweeper.split_arguments(overrides, None)[0]
 
-    def _check(self, job_overrides: Sequence[Sequence[str]]) -> "tuple[Sweep, Any]":
+    def _check(self, job_overrides: Sequence[Sequence[str]], first: bool = True) -> "tuple[Sweep, Any]":
         """The sweep, joined with what its folder holds, and its launcher.
 
         Raises: ValueError, before anything is written or started, where it cannot be run.
@@ -75,19 +77,22 @@ class SegdcnLauncher(Launcher):
         launcher.check(sweep.jobs)
         folder = sweep.folder
         if (folder / "sweep.json").exists():
-            sweep = sweep.joined(read_sweep(folder))
+            before = read_sweep(folder)
+            if first:  # a sweeper that goes on from figures adds jobs with every batch
+                sweep.check_same(before)
+            sweep = sweep.joined(before)
         elif folder.is_dir() and {path.name for path in folder.iterdir()} - {"multirun.yaml"}:  # Hydra's own record
             raise ValueError(f"{shown(folder)} holds something else than a sweep: choose another sweep.name")
         return sweep, launcher
 
-    def _launch(self, job_overrides: Sequence[Sequence[str]]) -> list[JobReturn]:
+    def _launch(self, job_overrides: Sequence[Sequence[str]], first: bool) -> list[JobReturn]:
         from segdcn.run_folder import shown
         from segdcn.sweep.jobs import is_finished, locked, read_progress
         from segdcn.sweep.local import SweepStopped
 
-        sweep, launcher = self._check(job_overrides)
+        sweep, launcher = self._check(job_overrides, first)
         jobs = sweep.jobs[: len(job_overrides)]
-        with locked(sweep.folder / "sweep.lock") as lock:
+        with locked(sweep.folder / "sweep.lock", seconds=1.0) as lock:  # a look at its status takes a moment
             if lock is None:
                 raise ValueError(f"{shown(sweep.folder)} is being run by another process: see segdcn-sweep status")
             sweep.write()
@@ -105,12 +110,11 @@ class SegdcnLauncher(Launcher):
         ]
 
     def _folder(self) -> Path:
-        from hashlib import sha256
-
         name = self.config.sweep.name
         if name is None:
-            choices, task = self.config.hydra.runtime.choices, sorted(self.config.hydra.overrides.task)
-            digest = sha256(" ".join(task).encode()).hexdigest()[:8]
+            choices, task = self.config.hydra.runtime.choices, self.config.hydra.overrides.task
+            telling = sorted(override for override in task if _is_telling(override))
+            digest = sha256(" ".join(telling).encode()).hexdigest()[:8]
             name = f"{choices.experiment or choices.dataset}_{digest}"
         return Path("sweeps") / str(name)
 
@@ -118,29 +122,34 @@ class SegdcnLauncher(Launcher):
         from segdcn.sweep.jobs import Sweep
 
         options, folder = self.config.sweep, self._folder()
+        jobs = tuple(self._job(overrides) for overrides in job_overrides)
+        if len({job.folder for job in jobs}) < len(jobs):
+            raise ValueError("two jobs of this sweep have the same config: give each value once")
         return Sweep(
             folder=folder.absolute(),
             name=folder.name,
             command=shlex.join(["segdcn-train", *sys.argv[1:]]),
             baseline=None if options.baseline is None else tuple(options.baseline),
             metric=options.metric,
-            jobs=tuple(self._job(overrides) for overrides in job_overrides),
+            jobs=jobs,
         )
 
     def _job(self, overrides: Sequence[str]) -> "Job":
-        from segdcn.sweep.jobs import PLACE_KEYS, Job, job_folder
+        from segdcn.sweep.jobs import Job, job_folder
 
+        for key in ("output_dir", "resume"):
+            if any(override.startswith(f"{key}=") for override in overrides):
+                raise ValueError(f"{key} is the sweep's to choose for each job: leave it out, or set sweep.name")
         config = self._compose(overrides)
         plain: Any = OmegaConf.to_container(config, resolve=False)
         del plain["hydra"]
         for key in _missing(plain):
             raise ValueError(f"{key} must be given: add {key}=VALUE to the command")
-        around = (*PLACE_KEYS, "sweep", "launcher")
-        telling = tuple(one for one in overrides if _key(one) not in around and _group(one) not in around)
+        telling = tuple(override for override in overrides if _is_telling(override))
         return Job(
             folder=job_folder(telling, plain),
             overrides=telling,
-            arguments=(*self._sources(), *(one for one in overrides if _group(one) != "launcher")),
+            arguments=(*self._sources(), *overrides),
             epochs=config.trainer.max_epochs if (config.trainer.max_epochs or -1) > 0 else None,
             steps=config.trainer.max_steps if (config.trainer.max_steps or -1) > 0 else None,
             accelerator=str(config.trainer.accelerator),
@@ -174,12 +183,12 @@ def _missing(config: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+def _is_telling(override: str) -> bool:
+    """Whether an override makes another job, rather than tell where and how it is run."""
+    from segdcn.sweep.jobs import PLACE_KEYS
 
-
-def _group(override: str) -> str:
-    return _key(override).partition(".")[0]
+    key = override.lstrip("+~").partition("=")[0]
+    return key not in PLACE_KEYS and key.partition(".")[0] not in ("sweep", "launcher")
 
 
 def _finished(overrides: Sequence[str], config: DictConfig, figure: float) -> JobReturn:

@@ -89,17 +89,21 @@ class Sweep:
         write_json(self.folder / "sweep.json", values)
 
     def joined(self, other: Sweep) -> Sweep:
-        """This sweep with the jobs of another one in the same folder, which contains it or is contained in it.
+        """This sweep, and after its own jobs those that only the other has."""
+        mine = {job.folder for job in self.jobs}
+        return replace(self, jobs=self.jobs + tuple(job for job in other.jobs if job.folder not in mine))
+
+    def check_same(self, before: Sweep) -> None:
+        """That this is the sweep that its folder holds, or a part of it, or more of it.
 
         Raises: ValueError when each has jobs that the other lacks.
         """
-        mine, others = ({job.folder for job in sweep.jobs} for sweep in (self, other))
-        if not (mine <= others or others <= mine):
+        mine, its = ({job.folder for job in sweep.jobs} for sweep in (self, before))
+        if not (mine <= its or its <= mine):
             raise ValueError(
-                f"{shown(self.folder)} holds another sweep (its job {min(others - mine)} is none of this one):"
-                " choose another sweep.name, or delete that folder"
+                f"{shown(self.folder)} holds another sweep (its job {min(its - mine)} is none of this one): choose"
+                " another sweep.name, or delete that folder"
             )
-        return replace(self, jobs=self.jobs + tuple(job for job in other.jobs if job.folder not in mine))
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -131,7 +135,7 @@ def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
         group, _, name = key.partition(".")
         counted[group] = {other: value for other, value in counted.get(group, {}).items() if other != name}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    readable = "_".join(re.sub(r"[^\w.]+", "-", override).strip("-") for override in overrides)[:120]
+    readable = "_".join(re.sub(r"[^A-Za-z0-9_.]+", "-", override).strip("-") for override in overrides)[:120]
     return f"{readable or 'job'}_{digest}"
 
 
@@ -220,7 +224,7 @@ def train_command(job: Job, folder: Path) -> list[str]:
     if (folder / "checkpoints" / "last.ckpt").is_file():
         place = [argument for argument in job.arguments if argument.lstrip("+").partition("=")[0] in PLACE_KEYS]
         return [*command, f"resume={_quoted(folder)}", *place]
-    return [*command, f"output_dir={_quoted(folder)}", *job.arguments]
+    return [*command, *job.arguments, f"output_dir={_quoted(folder)}"]
 
 
 def _quoted(path: Path) -> str:
@@ -240,20 +244,26 @@ def train_environment(cluster_task: bool = False, **more: str) -> dict[str, str]
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[int | None]:
-    """An exclusive lock on a file, as its descriptor; None where another process holds it.
+def locked(path: Path, seconds: float = 0.0) -> Iterator[int | None]:
+    """An exclusive lock on a file, as its descriptor; None where another process holds it for so long.
 
     It lasts until the block ends and every process that inherited the descriptor has ended, however they do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    end = time.monotonic() + seconds
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield descriptor
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
+                yield None
+            else:
+                yield descriptor
+            return
     finally:
         os.close(descriptor)
 

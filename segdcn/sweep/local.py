@@ -88,32 +88,35 @@ class LocalLauncher:
         attempts = {job.folder: 0 for job in waiting}
         running: list[_Running] = []
         with Signals() as signals, Display(sweep, jobs) as display:
-            while (waiting or running) and not signals.received:
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.slot)
-                    record = _end(sweep, one)
-                    if record.state == "failed" and not record.final and attempts[one.job.folder] <= self.retries:
-                        waiting.appendleft(one.job)
-                for _ in range(len(waiting)):
-                    if not free:
-                        break
-                    job, slot = waiting.popleft(), free.popleft()
-                    process = _start(sweep, job, slot)
-                    if process is None:  # a process that outlived its coordinator still runs it
-                        waiting.append(job)
-                        free.append(slot)
-                    else:
-                        attempts[job.folder] += 1
-                        running.append(_Running(job, slot, process))
-                display.update()
-                signals.wait(POLL_SECONDS)
+            try:
+                while (waiting or running) and not signals.received:
+                    for one in [one for one in running if one.process.poll() is not None]:
+                        running.remove(one)
+                        free.append(one.slot)
+                        record = _end(sweep, one)
+                        if record.state == "failed" and not record.final and attempts[one.job.folder] <= self.retries:
+                            waiting.appendleft(one.job)
+                    for _ in range(len(waiting)):
+                        if not free:
+                            break
+                        job = waiting.popleft()
+                        process = _start(sweep, job, free[0])
+                        if process is None:  # one that outlived its coordinator still runs the job
+                            waiting.append(job)
+                        else:
+                            attempts[job.folder] += 1
+                            running.append(_Running(job, free.popleft(), process))
+                    display.update()
+                    signals.wait(POLL_SECONDS)
+            finally:
+                if running:
+                    display.note(f"stopping {len(running)} job(s), which save a checkpoint; a second signal kills them")
+                    self._stop(sweep, running, signals)
             if signals.received:
-                display.note(f"stopping {len(running)} job(s): they save a checkpoint, a second signal kills them")
-                self._stop(sweep, running, signals)
                 raise SweepStopped(signals.received[0])
 
     def _stop(self, sweep: Sweep, running: list[_Running], signals: Signals) -> None:
+        """End the processes that run, with time for a last checkpoint."""
         for one in running:
             one.process.terminate()
         end = time.monotonic() + self.grace_seconds
