@@ -106,7 +106,7 @@ def training_seconds(trainer: pl.Trainer) -> float | None:
 
     What a killed run did after its last checkpoint is not in it.
     """
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, TrainingTime)]
+    timers = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, TrainingTime)]
     return timers[0].time_elapsed() if timers else None
 
 

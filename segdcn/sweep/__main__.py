@@ -54,7 +54,8 @@ def main() -> None:
     try:
         status = options.run(options)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 

@@ -85,7 +85,7 @@ def _estimate(estimate: Estimate | None, metric: str) -> str:
 
 def _difference(row: Row, metric: str) -> str:
     if row.is_baseline:
-        return "(baseline)"
+        return "baseline"
     if row.difference is None:
         return "-"
     pairs = "1 pair" if row.difference.count == 1 else f"{row.difference.count} pairs"
@@ -174,14 +174,14 @@ def as_rich(results: Results) -> Group:
 
 def _table(columns: list[_Column], results: Results) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    words = [word for label in columns[0].cells for word in label.split()]
-    for column in columns:
-        if column is columns[0]:  # whole overrides, where that leaves room for the figures
-            table.add_column(column.heading, overflow="fold", min_width=min(28, max(map(len, words))))
-        else:
-            table.add_column(column.heading, overflow="fold", justify="left" if column.heading == "runs" else "right")
-    for row, cells in zip(results.rows, zip(*(column.cells for column in columns), strict=True), strict=True):
-        table.add_row(*map(Text, cells), style="bold" if row.is_baseline else "")
+    overrides = [label.split() for label in columns[0].cells]
+    short = max(len(one) for label in overrides for one in label) <= 32
+    # the figures give way first, an override per line: a setting that is cut up cannot be read
+    table.add_column(columns[0].heading, overflow="fold", no_wrap=short)
+    for column in columns[1:]:
+        table.add_column(column.heading, overflow="fold", justify="left" if column.heading == "runs" else "right")
+    for row, label, *cells in zip(results.rows, overrides, *(column.cells for column in columns[1:]), strict=True):
+        table.add_row(Text("\n".join(label)), *map(Text, cells), style="bold" if row.is_baseline else "")
     return table
 
 
