@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
@@ -95,6 +95,19 @@ class EpochLines(RichProgressBar):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best"]
+
+
+class TrainingTime(Timer):
+    """Lightning's Timer, which counts on when a run is resumed; two of one name (``trainer.max_time``) may not be."""
+
+
+def training_seconds(trainer: pl.Trainer) -> float | None:
+    """Wall time of the training so far, validations included, over all resumes; None without ``TrainingTime``.
+
+    What a killed run did after its last checkpoint is not in it.
+    """
+    timers = [callback for callback in cast(Any, trainer).callbacks if isinstance(callback, TrainingTime)]
+    return timers[0].time_elapsed() if timers else None
 
 
 class MetricsFile(pl.Callback):

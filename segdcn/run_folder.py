@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = (
     "segdcn",
     "torch",
@@ -30,15 +28,20 @@ PACKAGES = (
 )
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write the file atomically: a reader, or a killed process, never leaves or sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 atomically."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -49,6 +52,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def environment(seed: int) -> dict[str, Any]:
     """What a figure depends on besides the config: versions, commit, device, seed."""
+    import torch  # here: a command that only reads run folders starts without it
+
     versions = {}
     for package in PACKAGES:
         try:
@@ -136,6 +141,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises: FileNotFoundError, or ValueError when the file is damaged or not from segdcn; one line each.
     """
+    import torch
+
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
     try:

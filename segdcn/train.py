@@ -25,8 +25,10 @@ def train(config: DictConfig) -> float:
     from pytorch_lightning import seed_everything
     from pytorch_lightning.utilities import rank_zero_only
 
+    from segdcn.callbacks import training_seconds
     from segdcn.evaluation.summary import summarize
     from segdcn.models import deformable_layers
+    from segdcn.models.cost import network_cost
     from segdcn.run_folder import environment, find_checkpoint, shown, write_json, write_text
 
     run = Path(config.output_dir)
@@ -42,14 +44,14 @@ def train(config: DictConfig) -> float:
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
     trainer = build_trainer(config)
+    cost = network_cost(task.network, tuple(config.datamodule.crop_size))
 
     if trainer.is_global_zero:
         images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
-        parameters = sum(parameter.numel() for parameter in task.network.parameters()) / 1e6
         print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
         print(
             f"network  {config.model.backbone}, {config.model.head} head, output stride {config.model.output_stride}, "
-            f"{parameters:.2f} M parameters"
+            f"{cost['parameters'] / 1e6:.2f} M parameters"
         )
         print(f"         deformable: {', '.join(deformable_layers(task.network)) or 'no layer'}")
         print(
@@ -66,12 +68,14 @@ def train(config: DictConfig) -> float:
         print(f"stopped; continue with: segdcn-train resume={shown(run)}", flush=True)
         raise
 
+    cost["training_seconds"] = training_seconds(trainer)
     checkpoint = run / "checkpoints" / "best.ckpt"
     if not checkpoint.exists():  # no epoch of this run was validated
         checkpoint = find_checkpoint(run)
     trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     if trainer.is_global_zero:
-        facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed}
+        cost["seconds_per_image"] = task.result.seconds_per_image
+        facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed, **cost}
         summarize(task.result, "val", dataset.class_names, facts, run / "metrics.json")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")

@@ -14,6 +14,7 @@ from runs import BARE, call, make_camvid, one_line, process
 
 from segdcn import evaluate, train
 from segdcn.data import __main__ as data
+from segdcn.sweep import __main__ as sweep
 
 
 def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> None:
@@ -41,6 +42,7 @@ def test_console_scripts_are_the_modules() -> None:
     assert scripts["segdcn-train"].load() is train.main
     assert scripts["segdcn-evaluate"].load() is evaluate.main
     assert scripts["segdcn-data"].load() is data.main
+    assert scripts["segdcn-sweep"].load() is sweep.main
 
 
 @pytest.mark.parametrize(

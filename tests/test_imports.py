@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdcn"
-COMMANDS = {"segdcn.train", "segdcn.evaluate", "segdcn.data.__main__", "segdcn.benchmark"}
+COMMANDS = {"segdcn.train", "segdcn.evaluate", "segdcn.data.__main__", "segdcn.benchmark", "segdcn.sweep.__main__"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Everything outside the standard library that a part may import; the longest matching name counts.
@@ -26,6 +26,12 @@ ALLOWED = {
     "segdcn.data.check": {"torch", "numpy", "rich", "segdcn.data"},
     "segdcn.data.__main__": {"hydra", "omegaconf", "rich", "segdcn.assembly", "segdcn.data"},
     "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
+    "segdcn.models.cost": {"torch", "segdcn.ops"},
+    "segdcn.sweep.runs": {"yaml", "segdcn.run_folder"},
+    "segdcn.sweep.estimate": {"scipy"},
+    "segdcn.sweep.tables": {"rich", "segdcn.sweep"},
+    "segdcn.sweep.plot": {"matplotlib", "segdcn.sweep"},
+    "segdcn.sweep.results": {"rich", "segdcn.sweep", "segdcn.run_folder"},
 }
 LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.assembly", *COMMANDS}
 HYDRA = {"segdcn.assembly", *COMMANDS}

@@ -15,6 +15,7 @@ from runs import compose
 
 from segdcn.assembly import CONFIG_PATH
 from segdcn.benchmark import parse_arguments
+from segdcn.sweep.__main__ import parse_arguments as parse_sweep_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -48,6 +49,9 @@ def test_command_exists_and_composes(command: str) -> None:
     assert program in {script.name for script in entry_points(group="console_scripts")}
     if program == "segdcn-benchmark":
         parse_arguments(arguments)
+        return
+    if program == "segdcn-sweep":
+        parse_sweep_arguments(arguments)
         return
     if any(argument.startswith("-") for argument in arguments):
         assert set(arguments) <= {"--help"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,16 @@ def steps_saved(folder: Path) -> int:
     return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
 
 
+def timeless(folder: Path) -> dict[str, str]:
+    """The lines of metrics.csv and metrics.json that no clock has a part in."""
+    texts = {name: (folder / name).read_text() for name in ("metrics.csv", "metrics.json")}
+    return {name: re.sub(r'.*"(training_seconds|seconds_per_image)".*\n', "", text) for name, text in texts.items()}
+
+
 def assert_same_run(folder: Path, whole: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
         assert_same_checkpoint(folder / "checkpoints" / name, whole / "checkpoints" / name)
-    for name in ("metrics.csv", "metrics.json"):
-        assert (folder / name).read_text() == (whole / name).read_text()
+    assert timeless(folder) == timeless(whole)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,7 @@ def test_moved_run_goes_on_longer_and_keeps_its_best(copied_run: Path, first_run
     state = next(value for key, value in checkpoint["callbacks"].items() if "'val/miou'" in key)
     best = torch.tensor(0.99)
     state |= {"best_model_score": best, "kth_value": best, "best_k_models": {state["best_model_path"]: best}}
+    checkpoint["callbacks"]["TrainingTime"]["time_elapsed"]["train"] = 1000.0
     torch.save(checkpoint, last)
     kept = (copied_run / "checkpoints" / "best.ckpt").read_bytes()
     rows = (copied_run / "metrics.csv").read_text().splitlines()
@@ -133,16 +140,22 @@ def test_moved_run_goes_on_longer_and_keeps_its_best(copied_run: Path, first_run
     assert [row.split(",")[:2] for row in longer[3:]] == [["2", "12"], ["3", "16"]]
     assert (copied_run / "checkpoints" / "best.ckpt").read_bytes() == kept
     assert steps_saved(copied_run) == 16
+    assert 1000 < json.loads((copied_run / "metrics.json").read_text())["training_seconds"] < 1100
     # nothing was written where the run had been before
     assert steps_saved(first_run.folder) == 8
     assert list(copied_run.parent.iterdir()) == [copied_run]
 
 
 def test_finished_run_is_evaluated_again_and_nothing_else(copied_run: Path) -> None:
-    before = {name: (copied_run / name).read_text() for name in ("metrics.csv", "metrics.json", "config.yaml")}
+    before, config = timeless(copied_run), (copied_run / "config.yaml").read_text()
+    figures = json.loads((copied_run / "metrics.json").read_text())
     assert call(main, f"resume={copied_run}/checkpoints/last.ckpt") == 0
-    assert before == {name: (copied_run / name).read_text() for name in before}
-    assert json.loads(before["metrics.json"])["checkpoint"] == "best.ckpt"
+    assert timeless(copied_run) == before
+    assert (copied_run / "config.yaml").read_text() == config
+    again = json.loads((copied_run / "metrics.json").read_text())
+    assert again["checkpoint"] == "best.ckpt"
+    # the clock stood at the last checkpoint, written just before the first training's end
+    assert 0.5 * figures["training_seconds"] < again["training_seconds"] <= figures["training_seconds"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from runs import BARE, assert_same_checkpoint, compose
 
 from segdcn.data import Shapes
 from segdcn.models import Deform, build_deeplab
+from segdcn.models.cost import count_flops
 from segdcn.train import train
 
 CLASSES = ("background", "disc", "ring", "cross", "star", "crescent")
@@ -52,6 +53,12 @@ def test_metric_names_and_ranges(first_run: FirstRun) -> None:
     assert names <= figures.keys()
     assert all(figures[name] is None or 0 <= figures[name] <= 1 for name in names - {"val/loss"})
     assert not any(isinstance(value, dict | list) for value in figures.values())
+    network = build_deeplab("resnet_tiny", "aspp", 6, output_stride=16, head_channels=16, deform=Deform(layers=3))
+    assert figures["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    assert figures["flops"] == count_flops(network, (48, 64))
+    assert figures["flops_input"] == "[48,64]"
+    assert 0 < figures["training_seconds"] < 300
+    assert 0 < figures["seconds_per_image"] < 10
     with (first_run.folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["epoch"], row["step"]) for row in rows] == [("0", "4"), ("1", "8")]

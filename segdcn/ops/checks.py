@@ -20,7 +20,7 @@ def two(value: IntPair) -> tuple[int, int]:
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """The dtype that autocast would give a convolution's features, or None where it leaves them alone."""
     device = input.device.type
-    if input.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if input.dtype == torch.float64 or device == "meta" or not torch.is_autocast_enabled(device):  # meta has none
         return None
     return torch.get_autocast_dtype(device)
 

@@ -1,0 +1,87 @@
+"""What a network costs: parameters and floating point operations, found without computing anything.
+
+Legend: N batch, C channels, Ho x Wo output map, K = kh * kw kernel points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import segdcn.ops  # noqa: F401  (registers segdcn::gather_conv2d)
+
+
+def network_cost(network: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+    """Parameters, and FLOPs for one image of ``size`` pixels (height, width), as flat values for metrics.json.
+
+    Returns:
+        ``parameters``: how many numbers are learned, an auxiliary head's among them.
+        ``flops``: see ``count_flops``; None for a network whose computation depends on the values of the image, so
+        that it cannot be followed without them.
+        ``flops_input``: the size, written as on the command line.
+    """
+    try:
+        flops: int | None = count_flops(network, size)
+    except (NotImplementedError, RuntimeError):  # what PyTorch raises for such an operation, by its kind
+        flops = None
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return {"parameters": parameters, "flops": flops, "flops_input": f"[{size[0]},{size[1]}]"}
+
+
+def count_flops(network: nn.Module, size: tuple[int, int]) -> int:
+    """Floating point operations of ``network`` in evaluation mode for one RGB image (1, 3, height, width).
+
+    A multiply-add counts as 2. Matrix products and convolutions are counted, by PyTorch's FlopCounterMode, which
+    leaves out biases, normalisation, activations and resizing. A deformable layer is its offset branch, an
+    ordinary convolution, and ``deformable_flops``.
+
+    The shapes alone pass through the network (on the meta device): no values, no random numbers, no statistics.
+
+    Raises: NotImplementedError or RuntimeError where the computation depends on values.
+    """
+    formulas = {
+        torch.ops.segdcn.gather_conv2d: _gather_flops,
+        torch.ops.torchvision.deform_conv2d: _torchvision_flops,
+    }
+    tensors = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in chain(network.named_parameters(), network.named_buffers())
+    }
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+    image = torch.empty(1, 3, *size, dtype=dtype, device="meta")
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+            torch.func.functional_call(network, tensors, (image,))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return int(counter.get_total_flops())
+
+
+def deformable_flops(input: Sequence[int], weight: Sequence[int], offset: Sequence[int]) -> int:
+    """FLOPs of a deformable convolution without its offset branch, from the shapes of its arguments.
+
+    ``2 N Ho Wo K C_in C_out / groups``, as of the plain convolution, and for the sampling ``2 N Ho Wo K C_in * 4``:
+    each of the K values of each input channel at each position is a weighted sum of four map cells. What is done
+    once per kernel point for all channels of an offset group (coordinates, the four weights, the mask's factor) is
+    left out.
+    """
+    samples = offset[0] * math.prod(offset[2:]) * math.prod(weight[2:])  # N * Ho * Wo * K
+    return 2 * samples * (weight[0] * weight[1] + 4 * input[1])
+
+
+# FlopCounterMode calls these with each argument of the operator, a tensor's shape for the tensor.
+def _gather_flops(input: Sequence[int], offset: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return deformable_flops(input, weight, offset)
+
+
+def _torchvision_flops(input: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
+    return deformable_flops(input, weight, offset)
