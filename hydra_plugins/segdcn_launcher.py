@@ -83,12 +83,14 @@ class SegdcnLauncher(Launcher):
             sweep = sweep.joined(before)
         elif folder.is_dir() and {path.name for path in folder.iterdir()} - {"multirun.yaml"}:  # Hydra's own record
             raise ValueError(f"{shown(folder)} holds something else than a sweep: choose another sweep.name")
+        sweep.check()
         return sweep, launcher
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: bool) -> list[JobReturn]:
         from segdcn.run_folder import shown
-        from segdcn.sweep.jobs import is_finished, locked, read_progress
+        from segdcn.sweep.jobs import locked, read_progress
         from segdcn.sweep.local import SweepStopped
+        from segdcn.sweep.results import report
 
         sweep, launcher = self._check(job_overrides, first)
         jobs = sweep.jobs[: len(job_overrides)]
@@ -101,8 +103,8 @@ class SegdcnLauncher(Launcher):
             except SweepStopped as stop:
                 print(f"{stop}; go on with the same command")
                 sys.exit(128 + stop.signal)
-        failed = [job for job in jobs if not is_finished(sweep.path(job))]
-        if failed:
+            complete = report(sweep.folder)
+        if not complete:
             sys.exit(1)
         return [
             _finished(overrides, self._compose(overrides), read_progress(sweep.path(job), sweep.metric).best)
@@ -123,8 +125,6 @@ class SegdcnLauncher(Launcher):
 
         options, folder = self.config.sweep, self._folder()
         jobs = tuple(self._job(overrides) for overrides in job_overrides)
-        if len({job.folder for job in jobs}) < len(jobs):
-            raise ValueError("two jobs of this sweep have the same config: give each value once")
         return Sweep(
             folder=folder.absolute(),
             name=folder.name,

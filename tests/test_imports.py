@@ -27,11 +27,13 @@ ALLOWED = {
     "segdcn.data.__main__": {"hydra", "omegaconf", "rich", "segdcn.assembly", "segdcn.data"},
     "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
     "segdcn.models.cost": {"torch", "segdcn.ops"},
-    "segdcn.sweep.runs": {"yaml", "segdcn.run_folder"},
+    "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.run_folder"},
+    "segdcn.sweep.jobs": {"segdcn.run_folder"},
+    "segdcn.sweep.local": {"torch", "segdcn.sweep"},
+    "segdcn.sweep.slurm": {"submitit", "segdcn.sweep"},
+    "segdcn.sweep.runs": {"yaml", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.estimate": {"scipy"},
-    "segdcn.sweep.tables": {"rich", "segdcn.sweep"},
     "segdcn.sweep.plot": {"matplotlib", "segdcn.sweep"},
-    "segdcn.sweep.results": {"rich", "segdcn.sweep", "segdcn.run_folder"},
 }
 LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.assembly", *COMMANDS}
 HYDRA = {"segdcn.assembly", *COMMANDS}

@@ -1,4 +1,4 @@
-"""segdcn-sweep: what came out of a sweep, from its folder alone."""
+"""segdcn-sweep: how far a sweep is and what came out of it, from its folder alone."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ from pathlib import Path
 
 def collect(options: argparse.Namespace) -> int:
     """Print the table and write the files; exit status 1 where a planned run has no figure."""
-    from rich.console import Console
+    from segdcn.sweep.results import report
 
-    from segdcn.run_folder import shown
-    from segdcn.sweep.results import FILES
-    from segdcn.sweep.results import collect as read
+    return 0 if report(options.folder, options.metric) else 1
 
-    results = read(options.folder, options.metric)
-    results.write(options.folder)
-    console = Console() if sys.stdout.isatty() else Console(width=160)  # in a file nothing has to be folded
-    console.print(results)
-    print(f"{', '.join(FILES)} in {shown(options.folder)}", flush=True)
-    lacking = len(results.without_figure)
-    if lacking:
-        print(f"incomplete: {lacking} of {len(results.runs)} runs have no figure", file=sys.stderr)
-    return 1 if lacking else 0
+
+def status(options: argparse.Namespace) -> int:
+    """Print how far each job is, once or until all have ended."""
+    from segdcn.sweep.status import show, watch
+
+    (watch if options.watch else show)(options.folder)
+    return 0
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line's options, with ``run`` as the function to call; exits with a line that says what is wrong."""
     parser = argparse.ArgumentParser(
-        prog="segdcn-sweep", description="What came out of a sweep of segdcn-train runs, from its folder alone."
+        prog="segdcn-sweep",
+        description="How far a sweep of segdcn-train runs is and what came out of it, from its folder alone.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -44,6 +41,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
     command.add_argument("--metric", help="a figure of metrics.json (default: the sweep's own, val/miou)")
     command.set_defaults(run=collect)
+
+    command = commands.add_parser(
+        "status",
+        help="how far it is",
+        description="Prints a row per job: its state, epoch, best figure, time so far and left; from the files of the "
+        "jobs, so that it may run beside the sweep or long after it.",
+    )
+    command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
+    command.add_argument("--watch", action="store_true", help="show it anew every 2 seconds, until Ctrl-C")
+    command.set_defaults(run=status)
 
     return parser.parse_args(arguments)
 

@@ -29,6 +29,8 @@ from typing import Any, Literal
 from segdcn.run_folder import shown, write_json
 
 State = Literal["waiting", "running", "stopped", "finished", "failed"]
+Setting = tuple[str, ...]
+"""The overrides of a job without its seed."""
 
 # Where a job runs does not make it another job: on the next machine its data may lie elsewhere.
 PLACE_KEYS = ("dataset.root", "dataset.sbd_root", "datamodule.num_workers", "datamodule.eval_batch_size")
@@ -54,12 +56,23 @@ class Job:
 
     folder: str
     overrides: tuple[str, ...]
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
     epochs: int | None = None
     steps: int | None = None
     accelerator: str = "auto"
     devices: int | str = "auto"
     nodes: int = 1
+
+    @property
+    def seed(self) -> str | None:
+        """As it was typed; None where the config's own seed is used."""
+        seeds = [value for key, _, value in map(_parts, self.overrides) if key == "seed"]
+        return seeds[-1] if seeds else None  # Hydra takes the last one too
+
+    @property
+    def setting(self) -> Setting:
+        """The overrides without the seed."""
+        return tuple(override for override in self.overrides if _parts(override)[0] != "seed")
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,56 @@ class Sweep:
         del values["folder"]
         write_json(self.folder / "sweep.json", values)
 
+    @property
+    def settings(self) -> dict[Setting, list[Job]]:
+        """The jobs of each setting, in the sweep's order."""
+        settings: dict[Setting, list[Job]] = {}
+        for job in self.jobs:
+            settings.setdefault(job.setting, []).append(job)
+        return settings
+
+    @property
+    def labels(self) -> dict[Setting, str]:
+        """The name of each setting: the overrides that not all settings have."""
+        settings = list(self.settings)
+        common = set(settings[0]).intersection(*settings) if len(settings) > 1 else set()
+        return {
+            setting: " ".join(override for override in setting if override not in common) or "(nothing changed)"
+            for setting in settings
+        }
+
+    @property
+    def baseline_setting(self) -> Setting:
+        """The setting with which the others are compared.
+
+        Raises: ValueError, one line, when ``baseline`` is not exactly one of the settings.
+        """
+        settings = list(self.settings)
+        if self.baseline is None:
+            return settings[0]
+        searched = {override.lstrip("+") for override in self.baseline}
+        found = [setting for setting in settings if searched <= {override.lstrip("+") for override in setting}]
+        if len(found) != 1:
+            labels = [self.labels[setting] for setting in found or settings]
+            raise ValueError(
+                f"the baseline {' '.join(self.baseline)!r} of {shown(self.folder)} is"
+                f" {'more than one' if found else 'none'} of the sweep's settings: name one of {'; '.join(labels)}"
+            )
+        return found[0]
+
+    def check(self) -> None:
+        """That a table can come of it: each run once, and a baseline.
+
+        Raises: ValueError, one line.
+        """
+        for setting, jobs in self.settings.items():
+            if len({job.seed for job in jobs}) < len(jobs):
+                raise ValueError(
+                    f"{shown(self.folder)} plans {' '.join(setting) or 'the config as it is'} twice with one seed: such"
+                    " runs are the same, give each a seed of its own"
+                )
+        _ = self.baseline_setting
+
     def joined(self, other: Sweep) -> Sweep:
         """This sweep, and after its own jobs those that only the other has."""
         mine = {job.folder for job in self.jobs}
@@ -109,20 +172,61 @@ class Sweep:
 def read_sweep(folder: Path) -> Sweep:
     """The sweep in a folder.
 
-    Raises: FileNotFoundError, or ValueError for a ``sweep.json`` that cannot be read; one line each.
+    Raises: ValueError, one line, when there is none or its ``sweep.json`` cannot be read or does not describe one.
     """
     path = folder / "sweep.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no sweep's folder: it has no sweep.json")
+        raise ValueError(f"{shown(folder)} is no sweep: it holds no sweep.json; give a folder such as sweeps/NAME")
+    values = read_object(path, "start the sweep again with the same name to write it anew")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        for job in values["jobs"]:
-            job["overrides"], job["arguments"] = tuple(job["overrides"]), tuple(job["arguments"])
-        values["jobs"] = tuple(Job(**job) for job in values["jobs"])
-        values["baseline"] = None if values["baseline"] is None else tuple(values["baseline"])
-        return Sweep(folder, **values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as a sweep ({type(error).__name__}: {error})") from error
+        jobs = tuple(_job(job) for job in values["jobs"])
+        name, command, metric = _texts([values["name"], values["command"], values["metric"]])
+        baseline = None if values["baseline"] is None else _texts(values["baseline"])
+        if not jobs:
+            raise ValueError
+        sweep = Sweep(folder, name, command, baseline, metric, jobs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{shown(path)} does not describe a sweep: it must hold name, command, baseline (a list or null), metric"
+            " and jobs, each with a folder's name and a list of overrides"
+        ) from error
+    sweep.check()
+    return sweep
+
+
+def _job(values: Any) -> Job:
+    job = Job(**values)
+    # one that lies nowhere but in the sweep's folder
+    if not isinstance(job.folder, str) or job.folder in ("", ".", "..") or Path(job.folder).name != job.folder:
+        raise ValueError
+    return replace(job, overrides=_texts(job.overrides), arguments=_texts(job.arguments))
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not (isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)):
+        raise TypeError
+    return tuple(values)
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file's one object.
+
+    Raises: ValueError, one line with the ``remedy``.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
+        raise ValueError(
+            f"{shown(path)} cannot be read: it is damaged or truncated ({type(error).__name__}); {remedy}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{shown(path)} cannot be read: it holds no JSON object; {remedy}")
+    return content
+
+
+def _parts(override: str) -> tuple[str, str, str]:
+    """Key, "=" and value; Hydra's pluses, which say that the key may be new, left out."""
+    return override.lstrip("+").partition("=")
 
 
 def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 
-from segdcn.run_folder import write_bytes, write_json, write_text
+from segdcn.run_folder import shown, write_bytes, write_json, write_text
 from segdcn.sweep import tables
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
-from segdcn.sweep.runs import STATES, Plan, Run, read_plan, read_run
+from segdcn.sweep.jobs import Sweep, read_sweep
+from segdcn.sweep.runs import STATES, Run, read_run
 
 FILES = ("results.csv", "results.json", "results.md", "results.png")
 
@@ -113,27 +115,41 @@ def collect(folder: Path, metric: str | None = None) -> Results:
     Raises: ValueError, one line, when sweep.json or a file of a run cannot be read or a run has no such metric. Runs
     that are missing or failed are no error but rows of the results.
     """
-    plan = read_plan(folder)
-    metric = metric or plan.metric
-    runs = {setting: tuple(read_run(plan, job, metric) for job in jobs) for setting, jobs in plan.settings.items()}
+    sweep = read_sweep(folder)
+    baseline = sweep.baseline_setting
+    metric = metric or sweep.metric
+    runs = {setting: tuple(read_run(sweep, job, metric) for job in jobs) for setting, jobs in sweep.settings.items()}
     figures = {setting: {r.job.seed: r.figure for r in ones if r.figure is not None} for setting, ones in runs.items()}
     rows = tuple(
         Row(
-            label=plan.labels[setting],
+            label=sweep.labels[setting],
             overrides=setting,
             runs=ones,
-            is_baseline=setting == plan.baseline,
+            is_baseline=setting == baseline,
             estimate=mean_over_seeds(list(figures[setting].values())),
-            difference=None
-            if setting == plan.baseline
-            else paired_difference(figures[setting], figures[plan.baseline]),
+            difference=None if setting == baseline else paired_difference(figures[setting], figures[baseline]),
         )
         for setting, ones in runs.items()
     )
     finished = [run for ones in runs.values() for run in ones if run.state == "finished"]
-    return Results(
-        plan.name, plan.command, metric, rows, tuple(_notes(metric, rows, finished)), tuple(_warnings(plan, finished))
-    )
+    notes, warnings = tuple(_notes(metric, rows, finished)), tuple(_warnings(sweep, finished))
+    return Results(sweep.name, sweep.command, metric, rows, notes, warnings)
+
+
+def report(folder: Path, metric: str | None = None) -> bool:
+    """Print the results of the sweep in ``folder`` and write them there; returns whether every run has a figure.
+
+    Raises: ValueError as ``collect`` does, before anything is written.
+    """
+    results = collect(folder, metric)
+    results.write(folder)
+    console = Console() if sys.stdout.isatty() else Console(width=160)  # in a file nothing has to be folded
+    console.print(results)
+    print(f"{', '.join(FILES)} in {shown(folder)}", flush=True)
+    if results.without_figure:
+        lacking, planned = len(results.without_figure), len(results.runs)
+        print(f"incomplete: {lacking} of {planned} runs have no figure", file=sys.stderr)
+    return not results.without_figure
 
 
 def _notes(metric: str, rows: tuple[Row, ...], finished: list[Run]) -> Iterable[str]:
@@ -171,7 +187,7 @@ def _notes(metric: str, rows: tuple[Row, ...], finished: list[Run]) -> Iterable[
         yield f"Hardware: {fact}."
 
 
-def _warnings(plan: Plan, finished: list[Run]) -> Iterable[str]:
+def _warnings(sweep: Sweep, finished: list[Run]) -> Iterable[str]:
     for what, told in (
         ("protocol, inference or checkpoint", _protocol),
         ("commit", _commit),
@@ -186,7 +202,7 @@ def _warnings(plan: Plan, finished: list[Run]) -> Iterable[str]:
     if any(_git(run).get("dirty") for run in finished):
         yield "Code was changed and not committed when a run was started: the commit alone does not give its figure."
     for key in ("parameters", "flops"):
-        for setting, label in plan.labels.items():
+        for setting, label in sweep.labels.items():
             counts = {getattr(run, key) for run in finished if run.job.setting == setting} - {None}
             if len(counts) > 1:
                 yield f"The runs of {label} differ in {key}."

@@ -1,11 +1,10 @@
-"""What a sweep planned (sweep.json) and what each of its runs left behind, read and checked; nothing is written."""
+"""What each run of a sweep left behind, read and checked; nothing is written."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,60 +12,10 @@ from typing import Any
 import yaml
 
 from segdcn.run_folder import shown
+from segdcn.sweep.jobs import Job, Sweep, read_object
 
-STATES = ("finished", "failed", "stopped", "running", "missing")
+STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
 """Of a run: metrics.json is there; as job.json says; nothing has been started."""
-
-Setting = tuple[str, ...]
-"""The overrides of a job without its seed."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One planned run: its folder within the sweep's, and Hydra's overrides."""
-
-    folder: str
-    overrides: tuple[str, ...]
-
-    @property
-    def seed(self) -> str | None:
-        """As it was typed; None where the config's own seed is used."""
-        seeds = [value for key, _, value in map(_parts, self.overrides) if key == "seed"]
-        return seeds[-1] if seeds else None  # Hydra takes the last one too
-
-    @property
-    def setting(self) -> Setting:
-        return tuple(override for override in self.overrides if _parts(override)[0] != "seed")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A sweep as it was asked for."""
-
-    folder: Path
-    name: str
-    command: str
-    metric: str
-    jobs: tuple[Job, ...]
-    baseline: Setting
-
-    @property
-    def settings(self) -> dict[Setting, list[Job]]:
-        """The jobs of each setting, in the sweep's order."""
-        settings: dict[Setting, list[Job]] = {}
-        for job in self.jobs:
-            settings.setdefault(job.setting, []).append(job)
-        return settings
-
-    @property
-    def labels(self) -> dict[Setting, str]:
-        """The name of each setting: the overrides that not all settings have."""
-        settings = list(self.settings)
-        common = set(settings[0]).intersection(*settings) if len(settings) > 1 else set()
-        return {
-            setting: " ".join(override for override in setting if override not in common) or "(nothing changed)"
-            for setting in settings
-        }
 
 
 @dataclass(frozen=True)
@@ -95,64 +44,18 @@ class Run:
     environment: Mapping[str, Any] | None = None
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan of the sweep in ``folder``; reads sweep.json and nothing of the runs.
-
-    Raises: ValueError, one line, when there is none, when it cannot be read, when two jobs are the same run, or when
-    its baseline is not exactly one of its settings.
-    """
-    path = folder / "sweep.json"
-    if not path.is_file():
-        raise ValueError(f"{shown(folder)} is no sweep: it holds no sweep.json; give a folder such as sweeps/NAME")
-    plan = _read_json(path, "start the sweep again with the same name to write it anew")
-    name, command = plan.get("name", folder.name), plan.get("command", "")
-    metric, wanted = plan.get("metric", "val/miou"), plan.get("baseline")
-    jobs = plan.get("jobs")
-    if (
-        not all(isinstance(text, str) for text in (name, command, metric))
-        or not (wanted is None or _are_texts(wanted))
-        or not (isinstance(jobs, list) and jobs and all(_is_job(job) for job in jobs))
-    ):
-        raise ValueError(
-            f"{shown(path)} does not describe a sweep: it must hold name, command, baseline (a list or null), metric "
-            "and jobs, each with a folder's name and a list of overrides"
-        )
-    result = Plan(folder, name, command, metric, tuple(Job(job["folder"], tuple(job["overrides"])) for job in jobs), ())
-    for setting, ones in result.settings.items():
-        if len({job.seed for job in ones}) < len(ones):
-            raise ValueError(
-                f"{shown(path)} plans {' '.join(setting) or 'the config as it is'} twice with one seed: such runs are "
-                "the same, give each a seed of its own"
-            )
-    return Plan(folder, name, command, metric, result.jobs, _baseline(result, wanted, path))
-
-
-def _baseline(plan: Plan, wanted: Sequence[str] | None, path: Path) -> Setting:
-    if wanted is None:
-        return next(iter(plan.settings))
-    searched = {override.lstrip("+") for override in wanted}
-    found = [setting for setting in plan.settings if searched <= {override.lstrip("+") for override in setting}]
-    if len(found) != 1:
-        labels = list(plan.labels.values()) if not found else [plan.labels[setting] for setting in found]
-        raise ValueError(
-            f"the baseline {' '.join(wanted)!r} in {shown(path)} is {'none' if not found else 'more than one'} of the "
-            f"sweep's settings: write down one of {'; '.join(labels)}"
-        )
-    return found[0]
-
-
-def read_run(plan: Plan, job: Job, metric: str) -> Run:
+def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     """What ``job`` left behind.
 
     Raises: ValueError, one line, for a file that is there and cannot be read, or a metric that the run does not know.
     """
-    folder = plan.folder / job.folder
+    folder = sweep.path(job)
     paper = _paper(folder / "config.yaml") if metric.endswith("/miou") else None
     path = folder / "metrics.json"
     again = f"segdcn-train resume={shown(folder)} writes it anew"
     if not path.is_file():
         return _unfinished(job, folder, paper)
-    facts = _read_json(path, again)
+    facts = read_object(path, again)
     if metric not in facts or "/" not in metric:  # without one it is a fact such as the seed
         figures = [key for key in facts if "/" in key]
         closest = difflib.get_close_matches(metric, figures, n=5, cutoff=0) or ["none"]
@@ -170,7 +73,7 @@ def read_run(plan: Plan, job: Job, metric: str) -> Run:
         seconds_per_image=_number(facts, "seconds_per_image", path, again),
         paper=paper,
         facts=facts,
-        environment=_read_json(environment, "delete it to do without it") if environment.is_file() else None,
+        environment=read_object(environment, "delete it to do without it") if environment.is_file() else None,
     )
 
 
@@ -178,7 +81,7 @@ def _unfinished(job: Job, folder: Path, paper: float | None) -> Run:
     path = folder / "job.json"
     if not path.is_file():
         return Run(job, "missing", "never started", paper=paper)
-    told = _read_json(path, "delete it and start the sweep again")
+    told = read_object(path, "delete it and start the sweep again")
     state, error = told.get("state"), told.get("error")
     if state == "finished":
         state, error = "failed", "job.json says that it finished, but there is no metrics.json"
@@ -205,18 +108,6 @@ def _paper(path: Path) -> float | None:
     return percent / 100
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
-        raise ValueError(
-            f"{shown(path)} cannot be read: it is damaged or truncated ({type(error).__name__}); {remedy}"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{shown(path)} cannot be read: it holds no JSON object; {remedy}")
-    return content
-
-
 def _number(facts: Mapping[str, Any], key: str, path: Path, remedy: str) -> float | None:
     value = facts.get(key)
     if value is None:
@@ -228,23 +119,3 @@ def _number(facts: Mapping[str, Any], key: str, path: Path, remedy: str) -> floa
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _parts(override: str) -> tuple[str, str, str]:
-    """Key, "=" and value; Hydra's pluses, which say that the key may be new, left out."""
-    return override.lstrip("+").partition("=")
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _is_job(job: Any) -> bool:
-    """A folder that lies nowhere but in the sweep's, and overrides."""
-    return (
-        isinstance(job, dict)
-        and isinstance(job.get("folder"), str)
-        and job["folder"] not in ("", ".", "..")
-        and Path(job["folder"]).name == job["folder"]
-        and _are_texts(job.get("overrides"))
-    )

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress
+from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress, read_sweep
 
 STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
 REFRESH_SECONDS = 2.0
 
 
-def sweep_progress(sweep: Sweep) -> dict[str, Progress]:
-    """The progress of each job by its folder's name."""
-    return {job.folder: read_progress(sweep.path(job), sweep.metric) for job in sweep.jobs}
+def show(folder: Path) -> None:
+    """Print the sweep's table once.
+
+    Raises: ValueError, one line, where there is no sweep.
+    """
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(_now(read_sweep(folder)))
 
 
-def is_run(sweep: Sweep) -> bool:
-    """Whether a coordinator holds the sweep at the moment (of this machine, or of a shared file system)."""
+def watch(folder: Path) -> None:
+    """Print the sweep's table anew every few seconds, until Ctrl-C."""
+    sweep = read_sweep(folder)
+    with contextlib.suppress(KeyboardInterrupt), Live(_now(sweep), auto_refresh=False) as live:
+        while True:
+            time.sleep(REFRESH_SECONDS)
+            live.update(_now(sweep), refresh=True)
+
+
+def _now(sweep: Sweep) -> Table:
+    progress = {job.folder: read_progress(sweep.path(job), sweep.metric) for job in sweep.jobs}
+    table = status_table(sweep, sweep.jobs, progress, time.time())
     with locked(sweep.folder / "sweep.lock") as lock:
-        return lock is None
+        if lock is not None and any(now_at.record.state == "running" for now_at in progress.values()):
+            table.caption = "no process runs this sweep: what was running was interrupted"
+    return table
 
 
 def time_left(job: Job, progress: Progress, now: float) -> float | None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segdcn.sweep.estimate import CONFIDENCE
+from segdcn.sweep.runs import STATES
 
 if TYPE_CHECKING:
     from segdcn.sweep.estimate import Estimate
@@ -202,9 +203,7 @@ def as_csv(results: Results) -> str:
             "metric": results.metric,
         }
         line |= {"planned": len(row.runs), "finished": states.get("finished", 0)}
-        line |= {
-            state: states.get(state, 0) for state in ("without a figure", "failed", "stopped", "running", "missing")
-        }
+        line |= {state: states.get(state, 0) for state in ("without a figure", *STATES[1:])}
         line |= {key: estimate.get(key) for key in ("mean", "low", "high")}
         line |= {"figure" if seed is None else f"seed {seed}": row.figures.get(seed) for seed in seeds}
         line |= {f"difference_{key}": difference.get(key) for key in ("count", "mean", "low", "high", "p")}

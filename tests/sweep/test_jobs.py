@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 
 
 def test_sweep_is_read_as_it_was_written_wherever_it_was_moved(tmp_path: Path) -> None:
-    sweep = replace(made_sweep(tmp_path / "here", "a", "b"), baseline=("model.deform.layers=0",))
+    sweep = replace(made_sweep(tmp_path / "here", "a", "b"), baseline=("name=b",))
     sweep.write()
     (tmp_path / "here").rename(tmp_path / "there")
     assert read_sweep(tmp_path / "there") == replace(sweep, folder=tmp_path / "there")
@@ -50,10 +50,10 @@ def test_sweep_is_read_as_it_was_written_wherever_it_was_moved(tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"jobs": [{}]}', '{"jobs": 3}'])
 def test_unreadable_sweep_is_one_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no sweep"):
+    with pytest.raises(ValueError, match="is no sweep"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(ValueError, match=r"sweep\.json cannot be read") as error:
+    with pytest.raises(ValueError, match=r"sweep\.json (cannot be read|does not describe)") as error:
         read_sweep(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -23,8 +23,8 @@ from runs import call, one_line, process
 
 from segdcn.sweep.__main__ import main, parse_arguments
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
+from segdcn.sweep.jobs import read_sweep
 from segdcn.sweep.results import FILES, Results, collect
-from segdcn.sweep.runs import read_plan
 
 PLAIN, DEFORMABLE = "model.deform.layers=0", "model.deform.layers=3"
 FACTS = {
@@ -252,7 +252,7 @@ def test_unknown_baseline_is_one_line(
 ) -> None:
     sweep(tmp_path, {(PLAIN, "model.head=aspp"): [0.5], (DEFORMABLE, "model.head=aspp"): [0.6]}, baseline=baseline)
     with pytest.raises(ValueError, match=said):
-        read_plan(tmp_path)  # before a sweep is started, too
+        read_sweep(tmp_path)  # before a sweep is started, too
     assert call(main, "collect", str(tmp_path)) == 1
     message = one_line(capsys.readouterr().err)
     assert said in message
