@@ -1,0 +1,200 @@
+"""A SLURM cluster of two nodes on this machine: a sweep through it, pre-empted in the middle, checked and torn down.
+
+    apt-get install slurm-wlm munge; pip install -e ".[slurm]"
+    python scripts/emulated_slurm.py            # as root, on Debian; about five minutes on two cores
+
+The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed. The
+sweep has two settings with two seeds, each job two DDP processes on a CPU: one setting with both on one node, the
+other with one on each of two nodes. When all jobs have a checkpoint or have ended, a partition of higher priority asks
+for both nodes. The same sweep is then run without SLURM, through submitit's local executor and by the local launcher;
+all must give the same figures to the last digit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SWEEP = (
+    "trainer=ddp",
+    "trainer.accelerator=cpu",
+    "trainer.sync_batchnorm=false",
+    "trainer.max_epochs=12",
+    "dataset.train_images=64",
+    "dataset.val_images=8",
+    "datamodule.batch_size=4",
+    "datamodule.eval_batch_size=4",
+    "model.head_channels=16",
+    "callbacks.panels=null",
+    "logger=none",
+    "seed=0,1",
+)
+PLACES = ("trainer.devices=2", "trainer.devices=1 trainer.num_nodes=2")
+
+
+def slurm_conf(folder: Path) -> str:
+    """Two nodes on this host; partition ``first`` takes them away from ``main``, whose jobs are queued again."""
+    host = socket.gethostname()
+    return f"""
+ClusterName=emulated
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmctldPort=26817
+StateSaveLocation={folder}/state
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdSpoolDir={folder}/spool-%n
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=1500
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[26818-26819] CPUs=4 RealMemory=8000 Gres=gpu:2
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=first Nodes=n[1-2] MaxTime=60 PriorityTier=10 PreemptMode=OFF
+"""
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[None]:
+    """SLURM while the block runs; ``SLURM_CONF`` points to it."""
+    for name in ("munge", "state", "spool-n1", "spool-n2"):
+        (folder / name).mkdir(mode=0o700)
+    (folder / "munge" / "key").write_bytes(os.urandom(1024))
+    (folder / "munge" / "key").chmod(0o600)
+    (folder / "slurm.conf").write_text(slurm_conf(folder))
+    gpus = "".join(f"NodeName=n{node} Name=gpu File=/dev/tty[{2 * node - 2}-{2 * node - 1}]\n" for node in (1, 2))
+    (folder / "gres.conf").write_text(gpus)
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    munge = folder / "munge"
+    daemons = [
+        f"munged --foreground --force --socket={munge}/socket --key-file={munge}/key --pid-file={munge}/pid"
+        f" --log-file={munge}/log --seed-file={munge}/seed",
+        "slurmctld -D",
+        "slurmd -D -N n1",
+        "slurmd -D -N n2",
+    ]
+    processes = []
+    try:
+        for command in daemons:
+            log = (folder / "daemons.log").open("ab")
+            processes.append(subprocess.Popen(command.split(), stdout=log, stderr=subprocess.STDOUT))
+            time.sleep(1.0)
+        until(lambda: output("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "two idle nodes", 60)
+        yield
+    finally:
+        subprocess.run(["scancel", "--user=root"], capture_output=True)
+        time.sleep(2)
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait(timeout=30)
+
+
+def output(*command: str) -> str:
+    """What a command prints; nothing where it fails."""
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def until(condition: object, what: str, seconds: float) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > end:
+            raise SystemExit(f"not reached within {seconds:.0f} s: {what}")
+        time.sleep(0.5)
+
+
+def train(name: str, place: str, *options: str) -> subprocess.Popen[str]:
+    """Start the sweep under a name of its own."""
+    command = [sys.executable, "-m", "segdcn.train", "-m", *SWEEP, *place.split(), f"sweep.name={name}", *options]
+    print("$", " ".join(command[1:]), flush=True)
+    return subprocess.Popen(command, text=True)
+
+
+def figures(name: str) -> dict[str, object]:
+    """Each run's figure by its seed."""
+    results = json.loads(Path("sweeps", name, "results.json").read_text())
+    return {run["seed"]: run["figure"] for run in results["runs"]}
+
+
+def preempted(name: str) -> None:
+    """Take both nodes away from a sweep's jobs for a moment, once each has a checkpoint; then let them go on."""
+    sweep = Path("sweeps", name)
+    begun = lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) >= 1  # noqa: E731
+    until(begun, "a first checkpoint of each job", 240)
+    running = output("squeue", "-h", "-p", "main", "-t", "running", "-o", "%i").split()
+    print(f"pre-empting {' '.join(running)}", flush=True)
+    subprocess.run(["sbatch", "--wait", "-p", "first", "-N2", "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2"])
+    waiting = output("squeue", "-h", "-r", "-t", "pending", "-o", "%i").split()
+    print(f"queued again: {' '.join(waiting)}", flush=True)
+    for job in waiting:  # SLURM would let two minutes pass
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
+
+
+def main() -> None:
+    """Run all of it in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="segdcn-slurm-") as temporary:
+        os.chdir(temporary)
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # the nodes' names mean nothing to this host
+        os.environ["OMP_NUM_THREADS"] = "1"
+        found = {}
+        folder = Path(temporary, "cluster")
+        folder.mkdir()
+        with cluster(folder):
+            for number, place in enumerate(PLACES):
+                name = f"slurm{number}"
+                options = (
+                    "launcher=slurm",
+                    "launcher.poll_seconds=2",
+                    "launcher.parameters.slurm_partition=main",
+                    "launcher.parameters.timeout_min=30",
+                    "launcher.parameters.cpus_per_task=1",
+                    "launcher.parameters.gpus_per_node=1",
+                )
+                sweep = train(name, place, *options)
+                preempted(name)
+                if sweep.wait() != 0:
+                    raise SystemExit(f"the sweep through SLURM failed with status {sweep.returncode}")
+                found[f"SLURM, {place}, pre-empted"] = figures(name)
+        for name, options in {"submitit": ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2"), "local": ()}.items():
+            sweep = train(name, PLACES[0], *options)
+            if sweep.wait() != 0:
+                raise SystemExit(f"the sweep {name} failed with status {sweep.returncode}")
+            found[name] = figures(name)
+        for name, figure in found.items():
+            print(f"{name}: {figure}")
+        if len({json.dumps(figure, sort_keys=True) for figure in found.values()}) != 1:
+            raise SystemExit("the figures differ")
+        print("all figures are equal")
+
+
+if __name__ == "__main__":
+    main()
