@@ -39,6 +39,7 @@ INJECTED = {
     "pytorch_lightning.Trainer": {"callbacks", "logger"},
     "segdcn.optim.poly": {"optimizer", "total_steps"},
     "segdcn.optim.one_cycle": {"optimizer", "total_steps"},
+    "segdcn.optim.step": {"optimizer", "total_steps"},
     "segdcn.optim.constant": {"optimizer", "total_steps"},
     "torch.optim.SGD": {"params"},
     "torch.optim.AdamW": {"params"},

@@ -29,7 +29,7 @@ class ConstantBatchNorm2d(FrozenBatchNorm2d):  # type: ignore[misc]
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d) -> ConstantBatchNorm2d:
         """What ``norm`` computes in evaluation mode."""
-        constant = cls(norm.num_features, norm.eps).to(norm.weight.device, norm.weight.dtype)
+        constant: ConstantBatchNorm2d = cls(norm.num_features, norm.eps).to(norm.weight.device, norm.weight.dtype)
         constant.load_state_dict(norm.state_dict())
         return constant
 
@@ -52,6 +52,7 @@ def freeze_batch_norm(network: nn.Module, parts: Sequence[str] = ("",)) -> list[
         if isinstance(norm, nn.modules.batchnorm._BatchNorm)
         and any(part in ("", name) or name.startswith(f"{part}.") for part in parts)
     }
+    plain: dict[str, nn.BatchNorm2d] = {}
     for name, norm in found.items():
         if type(norm) is not nn.BatchNorm2d or not norm.affine or not norm.track_running_stats:
             kind = type(norm).__name__
@@ -59,10 +60,11 @@ def freeze_batch_norm(network: nn.Module, parts: Sequence[str] = ("",)) -> list[
                 f"cannot freeze {name}: it is a {kind}, not a plain nn.BatchNorm2d with affine parameters and running"
                 " statistics; set model.frozen_batch_norm=false and model.frozen_stages=0"
             )
-    for name, norm in found.items():
+        plain[name] = norm
+    for name, norm in plain.items():
         parent, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(parent), attribute, ConstantBatchNorm2d.from_norm(norm))
-    return list(found)
+    return list(plain)
 
 
 def freeze_stages(backbone: Backbone, stages: int) -> None:
