@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from segdcn.losses import SegmentationLoss
 from segdcn.models import Deform, build_deeplab
-from segdcn.optim import constant, one_cycle, parameter_groups, poly, step
+from segdcn.optim import constant, one_cycle, parameter_groups, poly
+from segdcn.optim import step as step_schedule
 from segdcn.task import SegmentationTask
 
 # Parameter groups
@@ -107,15 +108,15 @@ def test_one_cycle_refuses_a_warm_up_that_leaves_no_way_down(share: float) -> No
 
 
 def test_step_is_the_papers_schedule() -> None:
-    rates = [rate for rate, _ in learning_rates(step, 30, drops=[0.66667])]
+    rates = [rate for rate, _ in learning_rates(step_schedule, 30, drops=[0.66667])]
     assert rates == pytest.approx(20 * [1.0] + 11 * [0.1])
-    long = step(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 30_000, drops=[0.66667]).lr_lambdas[0]
+    long = step_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 30_000, drops=[0.66667]).lr_lambdas[0]
     assert (long(19_999), long(20_000)) == (1.0, 0.1)  # the share of the config file is two thirds
 
 
 def test_step_with_warm_up_and_several_drops() -> None:
     settings = {"drops": (0.5, 0.8), "factor": 0.5, "warmup_steps": 3, "warmup_factor": 0.2}
-    rates = learning_rates(step, 10, **settings)
+    rates = learning_rates(step_schedule, 10, **settings)
     expected = 3 * [0.2] + 2 * [1.0] + 3 * [0.5] + 3 * [0.25]
     for pair, rate in zip(rates, expected, strict=True):
         assert pair == pytest.approx((rate, 0.1 * rate))
@@ -133,7 +134,7 @@ def test_step_with_warm_up_and_several_drops() -> None:
 )
 def test_step_refuses_what_is_no_schedule(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        learning_rates(step, 10, **options)
+        learning_rates(step_schedule, 10, **options)
 
 
 def test_constant() -> None:

@@ -176,6 +176,17 @@ def test_mixed_sizes_are_evaluated_one_by_one() -> None:
     assert [batch["image"].shape[3] for batch in data.val_dataloader()] == [50, 56, 56, 56, 56]
 
 
+def test_whole_images_are_trained_one_by_one() -> None:
+    data = SegmentationDataModule(Mixed(), 1, None, scale=(1, 1), num_workers=0)
+    batches = list(data.train_dataloader())
+    assert {batch["name"][0]: batch["image"].shape[3] for batch in batches} == {
+        f"train{index}": 56 if index else 50 for index in range(10)
+    }
+    with pytest.raises(ValueError, match=r"crop_size=null .*batch of 8: .*accumulate_grad_batches=8") as caught:
+        SegmentationDataModule(Mixed(), 8, None)
+    assert "\n" not in str(caught.value)
+
+
 class Broken(Noise):
     def __init__(self, path: Path) -> None:
         self.path = path
