@@ -316,6 +316,21 @@ def test_resumed_run_sees_exactly_the_remaining_samples(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_shortened_epochs_leave_out_no_image(tmp_path: Path, workers: int, stop: int) -> None:
+    """The recipes count in steps: an "epoch" of fewer batches than the data holds, and the order goes on after it."""
+    length = {"max_steps": 12, "max_epochs": -1, "limit_train_batches": 2, "check_val_every_n_epoch": 3}
+    whole = fit(0, {"max_steps": 12}).seen
+    shortened = fit(workers, length).seen
+    assert [names for names, _ in shortened] == [names for names, _ in whole]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(shortened, whole, strict=True))
+    saving = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False, **CHECKPOINTS["batch"])
+    fit(workers, length, [saving, Interrupt(stop)])
+    resumed = fit(workers, length, ckpt_path=tmp_path / "last.ckpt").seen
+    assert [names for names, _ in resumed] == [names for names, _ in whole[stop:]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_broken_file_is_one_line_also_from_a_worker(tmp_path: Path, workers: int) -> None:
     (tmp_path / "broken.png").write_bytes(b"rubbish")
     data = SegmentationDataModule(Broken(tmp_path / "broken.png"), 2, (32, 40), num_workers=workers)
