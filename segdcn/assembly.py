@@ -89,6 +89,40 @@ def build_datamodule(config: DictConfig, dataset: Any) -> Any:
     return _build(config.datamodule, dataset=dataset)
 
 
+def build_evaluator(
+    protocol: str, dataset: Any, split: str, inference: Any = None, submission: Path | None = None
+) -> Any:
+    """How a split of ``dataset`` is predicted and counted, by the protocol of that name.
+
+    inference: an ``Inference``; None is whole images at one scale.
+    submission: the folder for the files that the benchmark's server takes; None writes none.
+
+    Raises: ValueError where the data set does not fit the protocol, or the protocol a submission.
+    """
+    from segdcn.evaluation import Evaluator, get_protocol
+    from segdcn.evaluation.protocols import CityscapesLike
+    from segdcn.evaluation.submission import CityscapesSubmission, VocSubmission
+
+    chosen = get_protocol(protocol, len(dataset.class_names))
+    options: dict[str, Any] = {}
+    if chosen.categories:
+        if not isinstance(dataset, CityscapesLike):
+            raise ValueError(
+                f"protocol={chosen.name} needs a data set with categories, label_ids and instance_files, which"
+                f" {type(dataset).__name__} has not: use protocol=native"
+            )
+        options["categories"], options["label_ids"] = dataset.categories, dataset.label_ids
+        options["instance_files"] = dataset.instance_files(split)
+    if submission is not None:
+        if chosen.name == "voc":
+            options["sink"] = VocSubmission(submission, split, dataset.palette)
+        elif chosen.name == "cityscapes":
+            options["sink"] = CityscapesSubmission(submission, dataset.label_ids)
+        else:
+            raise ValueError(f"submission=true needs protocol=voc or protocol=cityscapes, got {chosen.name}")
+    return Evaluator(dataset.class_names, inference, chosen, **options)
+
+
 def build_trainer(config: DictConfig) -> Any:
     """Lightning's Trainer; callbacks and loggers are the values of their groups, null ones are left out."""
     parts = {

@@ -151,6 +151,11 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
         samples = build_dataset(config).split("train")
         if not isinstance(samples, ImageMaskFiles):
             raise ValueError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
+        if config.datamodule.crop_size is None or config.datamodule.short_side is not None:
+            raise ValueError(
+                "data: only random crops of images at their own size can be timed: leave crop_size and"
+                " short_side as the data set has them"
+            )
         settings = {key: config.datamodule[key] for key in ("crop_size", "scale", "flip", "photometric")}
         return [
             {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.utils import instantiate
@@ -13,6 +12,7 @@ from segdcn.assembly import (
     CONFIG_PATH,
     build_datamodule,
     build_dataset,
+    build_evaluator,
     build_task,
     build_trainer,
     one_line_errors,
@@ -46,7 +46,13 @@ def evaluate(config: DictConfig) -> float:
     data = build_datamodule(saved, dataset)
     task = build_task(saved, dataset)
     task.load_state_dict(state["state_dict"])
-    task.evaluator = build_evaluator(config, dataset)
+    task.evaluator = build_evaluator(
+        config.protocol,
+        dataset,
+        config.split,
+        inference=instantiate(config.inference, _convert_="all"),
+        submission=Path(config.output_dir) / "submission" if config.submission else None,
+    )
     trainer = build_trainer(saved)
     run = trainer.validate if config.split == "val" else trainer.test
     run(task, datamodule=data, verbose=False)
@@ -70,36 +76,6 @@ def evaluate(config: DictConfig) -> float:
         write_json(folder / "environment.json", environment(saved.seed))
         print(f"figures and pictures in {shown(folder)}")
     return float(result.figures[f"{config.split}/miou"])
-
-
-def build_evaluator(config: DictConfig, dataset: Any) -> Any:
-    """Inference, protocol and submission files as ``config`` asks for them, with what the data set offers.
-
-    Raises: ValueError where the data set does not fit the protocol, or the protocol a submission.
-    """
-    from segdcn.evaluation import Evaluator, get_protocol
-    from segdcn.evaluation.protocols import CityscapesLike
-    from segdcn.evaluation.submission import CityscapesSubmission, VocSubmission
-
-    protocol = get_protocol(config.protocol, len(dataset.class_names))
-    options: dict[str, Any] = {}
-    if protocol.categories:
-        if not isinstance(dataset, CityscapesLike):
-            raise ValueError(
-                f"protocol={protocol.name} needs a data set with categories, label_ids and instance_files, which"
-                f" {type(dataset).__name__} has not: use protocol=native"
-            )
-        options["categories"], options["label_ids"] = dataset.categories, dataset.label_ids
-        options["instance_files"] = dataset.instance_files(config.split)
-    if config.submission:
-        folder = Path(config.output_dir) / "submission"
-        if protocol.name == "voc":
-            options["sink"] = VocSubmission(folder, config.split, dataset.palette)
-        elif protocol.name == "cityscapes":
-            options["sink"] = CityscapesSubmission(folder, dataset.label_ids)
-        else:
-            raise ValueError(f"submission=true needs protocol=voc or protocol=cityscapes, got {protocol.name}")
-    return Evaluator(dataset.class_names, instantiate(config.inference, _convert_="all"), protocol, **options)
 
 
 @hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="evaluate")

@@ -12,6 +12,7 @@ from segdcn.assembly import (
     CONFIG_PATH,
     build_datamodule,
     build_dataset,
+    build_evaluator,
     build_task,
     build_trainer,
     one_line_errors,
@@ -43,6 +44,7 @@ def train(config: DictConfig) -> float:
     dataset = build_dataset(config)
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
+    task.evaluator = build_evaluator(config.get("protocol", "native"), dataset, "val")  # older runs name none
     trainer = build_trainer(config)
     cost = network_cost(task.network, tuple(config.datamodule.crop_size))
 
@@ -77,6 +79,8 @@ def train(config: DictConfig) -> float:
         cost["seconds_per_image"] = task.result.seconds_per_image
         facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed, **cost}
         summarize(task.result, "val", dataset.class_names, facts, run / "metrics.json")
+        if config.get("paper_miou") is not None:
+            print(f"published for this setting: mean IoU {config.paper_miou:.2f}")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
         print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)

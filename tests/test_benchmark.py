@@ -92,6 +92,9 @@ def test_loading_of_a_users_own_images_is_timed(
         run(monkeypatch, "data", "dataset=shapes")
     with pytest.raises(SystemExit, match=r"^error: no VOC 2012 in nowhere"):
         run(monkeypatch, "data", "dataset=voc", "dataset.root=nowhere")
+    for setting in ("datamodule.crop_size=null", "datamodule.short_side=360"):
+        with pytest.raises(SystemExit, match="only random crops of images at their own size can be timed"):
+            run(monkeypatch, "data", *own, setting)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FirstRun
+from miniatures import make_voc
 from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
@@ -101,6 +102,9 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ("nowhere", "train/images", "dataset.root=PATH"),
         ),
         (("datamodule.crop_size=[16,64]",), ("crop_size", "32", "16")),
+        (("datamodule.crop_size=null",), ("crop_size=null", "datamodule.batch_size=1", "accumulate_grad_batches=16")),
+        (("protocol=voc",), ("protocol=voc is defined for 21 classes", "has 6", "protocol=native")),
+        (("model.frozen_stages=5",), ("cannot freeze 5 stages", "model.frozen_stages to 0 to 4")),
         (("model.deform.layers=100",), ("100", "model.deform.layers")),
         (("model.backbone=resnet19",), ("resnet19", "resnet18")),
         (("model.output_stride=12",), ("output_stride must be 8, 16 or 32, got 12",)),
@@ -119,6 +123,17 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(
     for part in parts:
         assert part in message
     assert shown.out == ""
+    assert not list(in_empty_folder.iterdir())
+
+
+@pytest.mark.parametrize("experiment", ["voc_deform3", "voc_v3"])
+def test_a_recipe_of_train_aug_does_not_run_without_sbd(
+    tmp_path: Path, in_empty_folder: Path, capsys: pytest.CaptureFixture[str], experiment: str
+) -> None:
+    root = make_voc(tmp_path / "data")
+    settings = ("model.weights=null", "model.backbone=resnet_tiny", "trainer.accelerator=cpu")
+    assert call(train.main, f"experiment={experiment}", f"dataset.root={root}", *settings) == 1
+    assert "sbd_root must be the folder benchmark_RELEASE/dataset" in one_line(capsys.readouterr().err)
     assert not list(in_empty_folder.iterdir())
 
 

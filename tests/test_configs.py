@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
-from hydra.utils import get_object
+import torch
+from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object, instantiate
 from miniatures import make_cityscapes, make_voc
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from runs import BARE, compose, make_camvid
+from torch import nn
 
 from segdcn.assembly import CONFIG_PATH
+from segdcn.models import deformable_layers
 from segdcn.train import train
 
 CONF = Path(CONFIG_PATH)
@@ -21,6 +30,16 @@ OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "help")
 )
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+
+
+def given(name: str, root: object) -> tuple[str, ...]:
+    """What a recipe on that data set must be told."""
+    dataset = name.partition("_")[0]
+    where = (f"dataset.root={root}",) if dataset in ("camvid", "voc", "cityscapes") else ()
+    return (*where, f"dataset.sbd_root={root}") if dataset == "voc" else where
+
+
 # what a user must say; a name, since only a command knows which options were chosen
 GIVEN = ("name=test", "output_dir=somewhere")
 REQUIRED = {
@@ -28,7 +47,8 @@ REQUIRED = {
     "dataset=cityscapes": ("dataset.root=x",),
     "dataset=folder": ("dataset.root=x", "dataset.class_names=[a,b]"),
     "dataset=voc": ("dataset.root=x",),
-    **{f"experiment={name}": ("dataset.root=x",) for name in EXPERIMENTS},
+    **{f"experiment={name}": given(name, "x") for name in EXPERIMENTS},
+    **{f"sweep={name}": given(name.partition("_")[2], "x") for name in SWEEPS},
 }
 
 # Arguments that the program itself passes, not the config.
@@ -39,6 +59,7 @@ INJECTED = {
     "pytorch_lightning.Trainer": {"callbacks", "logger"},
     "segdcn.optim.poly": {"optimizer", "total_steps"},
     "segdcn.optim.one_cycle": {"optimizer", "total_steps"},
+    "segdcn.optim.step": {"optimizer", "total_steps"},
     "segdcn.optim.constant": {"optimizer", "total_steps"},
     "torch.optim.SGD": {"params"},
     "torch.optim.AdamW": {"params"},
@@ -122,24 +143,204 @@ def test_data_set_trains(name: str, make: Callable[[Path], Path], tmp_path: Path
     assert (run / "checkpoints" / "best.ckpt").is_file()
 
 
+# The rows of the paper's tables, as published: mean IoU in percent on VOC and on Cityscapes
+TABLE_1 = {0: (69.7, 70.4), 1: (73.9, 73.5), 2: (74.8, 74.4), 3: (75.2, 75.2), 6: (74.8, 75.1)}
+TABLE_3 = {2: (69.7, 70.4), 4: (73.1, 71.9), 6: (73.6, 72.7), 8: (73.2, 72.4)}
+ROWS = {
+    f"{dataset}_{kind}{number}": {
+        "paper_miou": figures[column],
+        "model.deform.layers": number if kind == "deform" else 0,
+        "model.fixed_dilation": number if kind == "atrous" else None,
+    }
+    for column, dataset in enumerate(("voc", "cityscapes"))
+    for kind, table in (("deform", TABLE_1), ("atrous", TABLE_3))
+    for number, figures in table.items()
+}
+SHARED = ("paper", "modern")  # without data of their own: voc_* and cityscapes_* train them
+TRAINED = [name for name in EXPERIMENTS if name not in ROWS and name not in SHARED]
+
+
+def experiment(name: str, *overrides: str) -> DictConfig:
+    return compose("train", f"experiment={name}", *given(name, "x"), *GIVEN, *overrides)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {key: value for name, part in config.items() for key, value in flat(part, f"{prefix}.{name}").items()}
+
+
+def values(config: DictConfig) -> dict[str, Any]:
+    return {key[1:]: value for key, value in flat(OmegaConf.to_container(config)).items()}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
+def test_every_experiment_is_headed_by_its_command_and_its_result(name: str) -> None:
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert f"segdcn-train experiment={name}" in text
-    assert "# Result:" in text
-    root = make_camvid(tmp_path / "camvid", train=4, val=2)
+    assert f"#   segdcn-train experiment={name}" in text
+    (result,) = [line for line in text.splitlines() if line.startswith("# Result:")]
+    if name in ROWS:
+        assert f"paper {ROWS[name]['paper_miou']}" in result
+    for command in re.findall(r"#   segdcn-train ((?:.*\\\n# )*.*)", text):
+        compose("train", *GIVEN, *command.replace("\\\n#", "").split())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_differs_from_its_protocol_in_the_layers_alone(name: str) -> None:
+    row, base = values(experiment(name)), values(experiment(f"{name.partition('_')[0]}_paper"))
+    assert row.keys() == base.keys()
+    assert {key: row[key] for key in ROWS[name]} == ROWS[name]
+    assert {key for key in row if row[key] != base[key]} <= set(ROWS[name])
+
+
+def network_of(name: str, *overrides: str) -> nn.Module:
+    """The network of a recipe, without memory for its weights."""
+    config = experiment(name, "model.weights=null", *overrides)
+    with torch.device("meta"):
+        return instantiate(config.model, num_classes=21, _convert_="all")
+
+
+def test_deformable_rows_are_the_papers_layers() -> None:
+    names = [f"backbone.layer3.{block}.conv2" for block in (20, 21, 22)]
+    names += [f"backbone.layer4.{block}.conv2" for block in range(3)]
+    for number in TABLE_1:
+        layers = deformable_layers(network_of(f"voc_deform{number}"))
+        assert list(layers) == names[len(names) - number :]
+        for name, layer in layers.items():
+            assert layer.dilation == ((2, 2) if "layer4" in name else (1, 1))
+            assert layer.offset.dilation == layer.dilation
+            assert (layer.offset_groups, layer.modulated) == (1, False)
+
+
+@pytest.mark.parametrize("number", TABLE_3)
+def test_atrous_rows_have_their_dilation_in_the_last_three_layers(number: int) -> None:
+    network = network_of(f"cityscapes_atrous{number}")
+    assert not deformable_layers(network)
+    dilations = [m.dilation[0] for m in network.backbone.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
+    assert dilations[-3:] == 3 * [number]
+    assert [dilation for dilation in dilations if dilation > 1] == 3 * [number]
+    if number == 2:  # table 3's first row is table 1's
+        assert str(network) == str(network_of("cityscapes_deform0"))
+
+
+def test_the_papers_network_learns_what_the_authors_code_does() -> None:
+    network = network_of("voc_deform3")
+    learns = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1.")) for name in learns)
+    assert not any("bn" in name or "downsample.1" in name for name, _ in network.named_parameters())
+    blocks = {"layer2": 4, "layer3": 23, "layer4": 3}
+    expected = {f"backbone.{s}.{b}.conv{c}.weight" for s, n in blocks.items() for b in range(n) for c in (1, 2, 3)}
+    expected |= {f"backbone.{stage}.0.downsample.0.weight" for stage in blocks}
+    parts = ("weight", "bias")
+    expected |= {f"backbone.layer4.{block}.conv2.offset.{part}" for block in range(3) for part in parts}
+    expected |= {f"head.{layer}.{part}" for layer in ("fc6", "classifier") for part in parts}
+    assert learns == expected
+    assert network.head.fc6.out_channels == 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("voc_paper", {0: 1e-3, 19_999: 1e-3, 20_000: 1e-4, 29_999: 1e-4}),
+        ("cityscapes_paper", {0: 1e-4, 999: 1e-4, 1_000: 1e-3, 29_999: 1e-3, 30_000: 1e-4, 44_999: 1e-4}),
+        ("voc_v3", {0: 0.007, 15_000: 0.007 * 0.5**0.9}),
+        ("cityscapes_v3plus", {0: 0.007, 45_000: 0.007 * 0.5**0.9}),
+    ],
+)
+def test_learning_rates_at_points_of_a_recipe(name: str, rates: dict[int, float]) -> None:
+    config = experiment(name)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.optimizer.lr)
+    factor = instantiate(config.schedule)(optimizer, total_steps=config.trainer.max_steps).lr_lambdas[0]
+    for step, rate in rates.items():
+        assert config.optimizer.lr * factor(step) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith(("voc", "cityscapes"))])
+def test_every_step_has_its_images_and_the_last_one_is_validated(name: str) -> None:
+    config = experiment(name)
+    trainer, batch = config.trainer, config.datamodule.batch_size * config.trainer.accumulate_grad_batches
+    assert batch == (16 if "_v3" in name else 8)
+    assert trainer.limit_train_batches * config.datamodule.batch_size < (10_582 if "voc" in name else 2_975)
+    steps, rest = divmod(trainer.limit_train_batches, trainer.accumulate_grad_batches)
+    assert rest == 0
+    assert trainer.max_steps % (steps * trainer.check_val_every_n_epoch) == 0
+    assert trainer.max_epochs == -1
+
+
+# sweep: number of jobs
+JOBS = {
+    "default": 0,
+    "table1_voc": 5,
+    "table1_cityscapes": 5,
+    "table3_voc": 5,
+    "table3_cityscapes": 5,
+    "modern_voc": 18,
+    "modern_cityscapes": 18,
+    "shapes_layers": 15,
+    "shapes_atrous": 12,
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_of_a_sweep_composes(name: str) -> None:
+    """Split as Hydra's own sweeper does it; the jobs are all different, and one setting is the baseline."""
+    common = [f"sweep={name}", *GIVEN, *REQUIRED[f"sweep={name}"]]
+    with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
+        config = hydra.compose("train", common, return_hydra_config=True)
+    assert set(config.sweep) == {"name", "baseline", "metric", "confirm"}
+    swept = [f"{key}={choices}" for key, choices in (config.hydra.sweeper.params or {}).items()]
+    jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)[0] if swept else []
+    assert len(jobs) == JOBS[name]
+    if not jobs:
+        assert config.hydra.mode is None
+        return
+    text = (CONF / "sweep" / f"{name}.yaml").read_text()
+    assert f"#   segdcn-train sweep={name}" in text
+    assert f"# {len(jobs)} jobs" in text
+    assert config.sweep.name == name
+    assert config.hydra.mode.name == "MULTIRUN"
+    settings = [frozenset(o for o in job if not o.startswith("seed=")) for job in jobs]
+    assert len({setting for setting in settings if set(config.sweep.baseline) <= setting}) == 1
+    composed = [compose("train", *common, *job) for job in jobs]
+    assert len({OmegaConf.to_yaml(job) for job in composed}) == len(jobs)
+    for job in composed:
+        OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+
+
+MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
+    dataset, run = name.partition("_")[0], tmp_path / "run"
+    if dataset == "shapes":
+        settings = ["dataset.train_images=4", "dataset.val_images=2", "datamodule.eval_batch_size=2"]
+    else:
+        train_split = {"voc": [f"2007_00000{number}" for number in range(4)]}.get(dataset, 4)
+        root = MAKE[dataset](tmp_path / "data", train=train_split)
+        settings = [f"dataset.root={root}", *(["dataset.sbd_root=null"] if dataset == "voc" else [])]
+    chosen = experiment(name)
+    if chosen.model.backbone != "mobilenet_v2":
+        settings.append("model.backbone=resnet_tiny")
+    if chosen.datamodule.crop_size is not None:
+        settings.append("datamodule.crop_size=[64,96]")
+    batch_size, accumulated = (1, 2) if chosen.trainer.accumulate_grad_batches > 1 else (2, 1)
     config = compose(
         "train",
         f"experiment={name}",
-        f"dataset.root={root}",
+        *settings,
         "model.weights=null",
-        "datamodule.batch_size=2",
-        "datamodule.crop_size=[64,96]",
+        f"datamodule.batch_size={batch_size}",
         "datamodule.num_workers=0",
         "trainer.accelerator=cpu",
         "trainer.max_epochs=1",
-        f"output_dir={tmp_path / 'run'}",
+        f"trainer.accumulate_grad_batches={accumulated}",
+        f"trainer.limit_train_batches={2 * accumulated}",
+        "name=test",
+        f"output_dir={run}",
     )
     assert 0 <= train(config) <= 1
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
-    assert (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1].startswith("0,2,")
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert (run / "metrics.csv").read_text().splitlines()[1].startswith("0,2,")
+    assert json.loads((run / "metrics.json").read_text())["protocol"] == chosen.protocol

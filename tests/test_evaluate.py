@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shutil
@@ -17,6 +18,7 @@ from runs import BARE, call, compose, make_camvid, one_line, process
 
 from segdcn.data.cityscapes import Cityscapes
 from segdcn.evaluate import main
+from segdcn.train import main as train_main
 from segdcn.train import train
 
 
@@ -188,6 +190,38 @@ def test_voc_and_paper_protocols_and_submission(trained: dict[str, Path], tmp_pa
         present = [value for key, value in written.items() if key.startswith("val/iou/") and value is not None]
         assert 0 < len(present) < 21
         assert written["val/miou"] == pytest.approx(sum(present) / (classes or len(present)))
+
+
+def test_a_recipe_counts_by_its_protocol_and_is_rebuilt_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of the paper's table in miniature: frozen parts, whole images, length in steps, protocol paper."""
+    monkeypatch.chdir(tmp_path)
+    root = make_voc(tmp_path / "data", train=[f"2007_00000{number}" for number in range(5)])
+    small = ("model.backbone=resnet_tiny", "model.weights=null", "model.head_channels=16", "datamodule.num_workers=0")
+    steps = ("trainer.max_steps=4", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4")
+    data = (f"dataset.root={root}", "dataset.sbd_root=null")
+    options = (*data, *small, *steps, "trainer.check_val_every_n_epoch=1", "logger=none", *CPU)
+    assert call(train_main, "experiment=voc_deform3", *options) == 0
+    assert "published for this setting: mean IoU 75.20" in capsys.readouterr().out
+    (run,) = (tmp_path / "runs" / "voc_deform3").iterdir()
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert all(row["val/miou"] for row in rows)  # the last step is validated
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["protocol"] == "paper"
+    present = [value for key, value in written.items() if key.startswith("val/iou/") and value is not None]
+    assert written["val/miou"] == pytest.approx(sum(present) / 21)
+
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    names = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert "network.backbone.layer4.0.bn2.running_var" in names
+    assert not any("num_batches_tracked" in name for name in names)
+    assert call(main, f"checkpoint={checkpoint}", "protocol=paper", *CPU) == 0
+    assert figures(run / "evaluation" / "best_val_paper") == figures(run)
+    assert call(main, f"checkpoint={checkpoint}", *CPU) == 0
+    assert figures(run / "evaluation" / "best_val")["val/miou"] != written["val/miou"]
 
 
 def test_split_without_labels_gives_files_and_no_figures(

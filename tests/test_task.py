@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from segdcn.losses import SegmentationLoss
 from segdcn.models import Deform, build_deeplab
 from segdcn.optim import constant, one_cycle, parameter_groups, poly
+from segdcn.optim import step as step_schedule
 from segdcn.task import SegmentationTask
 
 # Parameter groups
@@ -104,6 +105,36 @@ def test_one_cycle_of_very_few_steps(steps: int) -> None:
 def test_one_cycle_refuses_a_warm_up_that_leaves_no_way_down(share: float) -> None:
     with pytest.raises(ValueError, match="warmup_share"):
         learning_rates(one_cycle, 10, warmup_share=share)
+
+
+def test_step_is_the_papers_schedule() -> None:
+    rates = [rate for rate, _ in learning_rates(step_schedule, 30, drops=[0.66667])]
+    assert rates == pytest.approx(20 * [1.0] + 11 * [0.1])
+    long = step_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 30_000, drops=[0.66667]).lr_lambdas[0]
+    assert (long(19_999), long(20_000)) == (1.0, 0.1)  # the share of the config file is two thirds
+
+
+def test_step_with_warm_up_and_several_drops() -> None:
+    settings = {"drops": (0.5, 0.8), "factor": 0.5, "warmup_steps": 3, "warmup_factor": 0.2}
+    rates = learning_rates(step_schedule, 10, **settings)
+    expected = 3 * [0.2] + 2 * [1.0] + 3 * [0.5] + 3 * [0.25]
+    for pair, rate in zip(rates, expected, strict=True):
+        assert pair == pytest.approx((rate, 0.1 * rate))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"drops": [20_000]}, "schedule.drops"),
+        ({"drops": [0.0]}, "schedule.drops"),
+        ({"factor": 0.0}, "schedule.factor"),
+        ({"warmup_factor": -1.0}, "schedule.warmup_factor"),
+        ({"warmup_steps": -1}, "schedule.warmup_steps"),
+    ],
+)
+def test_step_refuses_what_is_no_schedule(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        learning_rates(step_schedule, 10, **options)
 
 
 def test_constant() -> None:

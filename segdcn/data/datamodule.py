@@ -142,7 +142,8 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         batch_size: training images per device.
-        crop_size, scale, flip, photometric, mean, std: see `TrainTransform`.
+        crop_size, scale, flip, photometric, mean, std, short_side, long_side: see `TrainTransform`; whole images
+            (crop_size None) have many sizes, so that each must be a batch of its own.
         eval_batch_size: images per device in validation and test, which see whole images; more than 1 needs
             images of one size.
         num_workers: loading processes per device and split; the batches are the same for any number.
@@ -156,7 +157,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self,
         dataset: SegmentationDataset,
         batch_size: int,
-        crop_size: Sequence[int],
+        crop_size: Sequence[int] | None,
         scale: Sequence[float] = (0.5, 2.0),
         flip: float = 0.5,
         photometric: float = 0.0,
@@ -165,8 +166,15 @@ class SegmentationDataModule(pl.LightningDataModule):
         seed: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        short_side: int | None = None,
+        long_side: int | None = None,
     ) -> None:
         super().__init__()
+        if crop_size is None and batch_size > 1:
+            raise ValueError(
+                f"crop_size=null trains on whole images, which cannot share a batch of {batch_size}: set"
+                f" datamodule.batch_size=1 and trainer.accumulate_grad_batches={batch_size}, or give a crop_size"
+            )
         if batch_size < 1 or eval_batch_size < 1:
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size} (evaluation)")
         self.dataset = dataset
@@ -174,7 +182,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std)
+        self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
 

@@ -24,30 +24,35 @@ MIN_CROP = 32
 
 
 class TrainTransform:
-    """Random scale, crop, horizontal flip and colours, then normalisation and padding.
+    """Resizing, random scale, crop, horizontal flip and colours, then normalisation and padding.
 
     Where the scaled image is smaller than the crop it is padded at a random position: the image with the mean
     colour (0 after normalisation), the label with 255.
 
     Args:
-        crop_size: (height, width) of the output in pixels, at least 32 each.
+        crop_size: (height, width) of the output in pixels, at least 32 each; None for the whole scaled image,
+            which is then neither cut nor padded.
         scale: (lowest, highest) factor of the image size, drawn uniformly.
         flip: probability of a horizontal flip.
         photometric: strength s in 0..1 of the colour changes, 0 for none: brightness, contrast and saturation
             are multiplied by 1-s to 1+s, and the hue is turned by up to s/5 of the colour circle.
         mean, std: per RGB channel, for pixel values in 0..1.
+        short_side, long_side: the image size that ``scale`` multiplies: the shorter side has ``short_side`` pixels,
+            less where the longer one would exceed ``long_side``; None for the image's own (long_side: no limit).
     """
 
     def __init__(
         self,
-        crop_size: Sequence[int],
+        crop_size: Sequence[int] | None,
         scale: Sequence[float] = (0.5, 2.0),
         flip: float = 0.5,
         photometric: float = 0.0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        short_side: int | None = None,
+        long_side: int | None = None,
     ) -> None:
-        if len(crop_size) != 2 or min(crop_size) < MIN_CROP:
+        if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < MIN_CROP):
             raise ValueError(f"crop_size must be (height, width) of at least {MIN_CROP}, got {tuple(crop_size)}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be (lowest, highest) with 0 < lowest <= highest, got {tuple(scale)}")
@@ -55,16 +60,20 @@ class TrainTransform:
             raise ValueError(f"flip must be a probability in 0..1, got {flip}")
         if not 0 <= photometric <= 1:
             raise ValueError(f"photometric must be a strength in 0..1, got {photometric}")
-        height, width = crop_size
+        if short_side is not None and short_side < MIN_CROP:
+            raise ValueError(f"short_side must be at least {MIN_CROP} pixels, got {short_side}")
+        if long_side is not None and (short_side is None or long_side < short_side):
+            raise ValueError(f"long_side must be at least short_side, got {long_side} and {short_side}")
         factors = (1 - photometric, 1 + photometric)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns about argument names that it does not know
             steps: list[A.BasicTransform] = [
-                _RandomScaledCrop((height, width), (scale[0], scale[1])),
+                _RandomScaledCrop(crop_size, (scale[0], scale[1]), short_side, long_side),
                 A.HorizontalFlip(p=flip),
                 A.Normalize(mean=tuple(mean), std=tuple(std)),
-                A.PadIfNeeded(height, width, position="random", fill=0, fill_mask=IGNORE_INDEX),
             ]
+            if crop_size is not None:
+                steps.append(A.PadIfNeeded(*crop_size, position="random", fill=0, fill_mask=IGNORE_INDEX))
             if photometric:
                 hue = (-photometric / 5, photometric / 5)
                 steps.insert(2, A.ColorJitter(factors, factors, factors, hue, p=1.0))
@@ -73,7 +82,8 @@ class TrainTransform:
     def __call__(self, image: Array, label: Array, seed: int) -> tuple[Tensor, Tensor]:
         """Transform one sample; the result depends on the arguments alone.
 
-        Shape: (H, W, 3), (H, W) uint8 -> float32 (3, crop_h, crop_w), int64 (crop_h, crop_w).
+        Shape: (H, W, 3), (H, W) uint8 -> float32 (3, crop_h, crop_w), int64 (crop_h, crop_w); without a crop the
+        size is that of the scaled image.
         """
         # Not Compose.set_random_seed: it gives each step a generator of its own with the same seed, so that
         # for example the flip would follow from the scale.
@@ -130,18 +140,35 @@ def single_threaded_worker(worker_id: int) -> None:
 class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
     """Scale by a random factor, then cut a random window of the crop's size; a smaller side stays whole.
 
-    Done the other way round, which costs less and gives the same distribution: cut, then resize.
+    Done the other way round, which costs less and gives the same distribution: cut, then resize. The factor is of
+    the size to which ``short_side`` and ``long_side`` would resize the image: both are one resize.
     """
 
-    def __init__(self, crop_size: tuple[int, int], scale: tuple[float, float]) -> None:
+    def __init__(
+        self,
+        crop_size: Sequence[int] | None,
+        scale: tuple[float, float],
+        short_side: int | None,
+        long_side: int | None,
+    ) -> None:
         super().__init__(p=1.0)
         self.crop_size = crop_size
         self.scale = scale
+        self.short_side, self.long_side = short_side, long_side
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        shape = params["shape"][:2]
         factor = self.py_random.uniform(*self.scale)
+        if self.short_side is not None:
+            resized = self.short_side / min(shape)
+            factor *= resized if self.long_side is None else min(resized, self.long_side / max(shape))
+        if self.crop_size is None:  # nothing of the image may be lost to rounding
+            return {
+                "window": (slice(None), slice(None)),
+                "size": tuple(max(1, round(factor * side)) for side in shape),
+            }
         window, size = [], []
-        for crop_side, side in zip(self.crop_size, params["shape"][:2], strict=True):
+        for crop_side, side in zip(self.crop_size, shape, strict=True):
             target = max(1, min(crop_side, round(factor * side)))
             source = max(1, min(side, round(target / factor)))
             start = self.py_random.randint(0, side - source)

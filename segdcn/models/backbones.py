@@ -36,7 +36,12 @@ class Features(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Image (N, 3, H, W) -> Features; states the channels of each feature map and its output stride."""
+    """Image (N, 3, H, W) -> Features; states the channels of each feature map and its output stride.
+
+    stages: the names of the layers of each stage, the stem's with the first; empty where they are not known.
+    """
+
+    stages: tuple[tuple[str, ...], ...] = ()
 
     def __init__(self, channels: tuple[int, int, int], output_stride: int) -> None:
         super().__init__()
@@ -46,6 +51,8 @@ class Backbone(nn.Module):
 
 class ResNet(Backbone):
     """A residual network of four stages (module names as in torchvision)."""
+
+    stages = (("conv1", "bn1", "layer1"), ("layer2",), ("layer3",), ("layer4",))
 
     def __init__(
         self,
@@ -69,6 +76,11 @@ class ResNet(Backbone):
 
 class MobileNetV2(Backbone):
     """MobileNetV2 up to its last 3x3 convolution, 320 channels (module names as in torchvision)."""
+
+    stages = tuple(
+        tuple(f"features.{number}" for number in range(start, end))
+        for start, end in ((0, 4), (4, 7), (7, 14), (14, 18))
+    )
 
     def __init__(self, features: nn.Sequential, output_stride: int) -> None:
         super().__init__((24, 96, 320), output_stride)

@@ -13,6 +13,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn.models.backbones import Backbone, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
+from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
 
 HEADS = ("paper", "aspp", "v3plus")
@@ -68,6 +69,8 @@ def build_deeplab(
     auxiliary: bool = False,
     torchvision_dilation: bool = False,
     fixed_dilation: int | None = None,
+    frozen_batch_norm: bool = False,
+    frozen_stages: int = 0,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
@@ -76,6 +79,9 @@ def build_deeplab(
     fixed_dilation: dilation of the backbone's last three 3x3 convolutions, see ``set_fixed_dilation``; None leaves
     what the output stride asks for.
     head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
+    frozen_batch_norm: the backbone's batch norms are constants, see ``freeze_batch_norm``; for pretrained weights.
+    frozen_stages: how many of the backbone's first stages do not learn; 1 is the stem and the first stage, see
+    ``freeze_stages``.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
@@ -95,6 +101,9 @@ def build_deeplab(
     body = build_backbone(backbone, output_stride, weights, torchvision_dilation)
     if fixed_dilation is not None:
         set_fixed_dilation(body, fixed_dilation)
+    freeze_stages(body, frozen_stages)
+    if frozen_batch_norm:
+        freeze_batch_norm(body)
     if deform.layers > 0:
         make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
     classify: nn.Module

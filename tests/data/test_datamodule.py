@@ -176,6 +176,17 @@ def test_mixed_sizes_are_evaluated_one_by_one() -> None:
     assert [batch["image"].shape[3] for batch in data.val_dataloader()] == [50, 56, 56, 56, 56]
 
 
+def test_whole_images_are_trained_one_by_one() -> None:
+    data = SegmentationDataModule(Mixed(), 1, None, scale=(1, 1), num_workers=0)
+    batches = list(data.train_dataloader())
+    assert {batch["name"][0]: batch["image"].shape[3] for batch in batches} == {
+        f"train{index}": 56 if index else 50 for index in range(10)
+    }
+    with pytest.raises(ValueError, match=r"crop_size=null .*batch of 8: .*accumulate_grad_batches=8") as caught:
+        SegmentationDataModule(Mixed(), 8, None)
+    assert "\n" not in str(caught.value)
+
+
 class Broken(Noise):
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -302,6 +313,21 @@ def test_resumed_run_sees_exactly_the_remaining_samples(
         expected = whole[start : start + len(run)]
         assert [names for names, _ in run] == [names for names, _ in expected]
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(run, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_shortened_epochs_leave_out_no_image(tmp_path: Path, workers: int, stop: int) -> None:
+    """The recipes count in steps: an "epoch" of fewer batches than the data holds, and the order goes on after it."""
+    length = {"max_steps": 12, "max_epochs": -1, "limit_train_batches": 2, "check_val_every_n_epoch": 3}
+    whole = fit(0, {"max_steps": 12}).seen
+    shortened = fit(workers, length).seen
+    assert [names for names, _ in shortened] == [names for names, _ in whole]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(shortened, whole, strict=True))
+    saving = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False, **CHECKPOINTS["batch"])
+    fit(workers, length, [saving, Interrupt(stop)])
+    resumed = fit(workers, length, ckpt_path=tmp_path / "last.ckpt").seen
+    assert [names for names, _ in resumed] == [names for names, _ in whole[stop:]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
+from segdcn.evaluation import get_protocol
 
 
 def blocks(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -153,9 +154,90 @@ def test_eval_sees_the_whole_image_at_its_own_size() -> None:
     np.testing.assert_array_equal(y.numpy(), label)
 
 
+def resized(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The definition, pixel by pixel: bilinear between pixel centres, and the label of the nearest centre."""
+    out, out_label = np.empty((*size, 3)), np.empty(size, np.uint8)
+    for row, column in np.ndindex(size):
+        y, x = (
+            (place + 0.5) * source / target - 0.5
+            for place, source, target in zip((row, column), label.shape, size, strict=True)
+        )
+        value = np.zeros(3)
+        for near_y, near_x in np.floor((y, x)) + np.array(list(np.ndindex(2, 2))):
+            share = (1 - abs(y - near_y)) * (1 - abs(x - near_x))
+            inside = (int(np.clip(near_y, 0, label.shape[0] - 1)), int(np.clip(near_x, 0, label.shape[1] - 1)))
+            value += share * image[inside]
+        out[row, column] = value
+        out_label[row, column] = label[int(np.floor(y + 0.5)), int(np.floor(x + 0.5))]
+    return out, out_label
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "expected"),
+    [
+        ((50, 75), {"short_side": 36, "long_side": 60}, (36, 54)),
+        ((75, 50), {"short_side": 36, "long_side": 60}, (54, 36)),
+        ((33, 47), {"short_side": 36, "long_side": 60}, (36, 51)),
+        ((40, 99), {"short_side": 36, "long_side": 60}, (24, 60)),  # the longer side decides
+        ((40, 99), {"short_side": 36}, (36, 89)),
+        ((41, 53), {}, (41, 53)),
+        ((40, 60), {"short_side": 32, "scale": (1.5, 1.5)}, (48, 72)),  # scale multiplies the resized image
+    ],
+)
+@pytest.mark.parametrize("flip", [0, 1])
+def test_whole_images_are_resized_once_and_lose_nothing(
+    size: tuple[int, int], options: dict[str, object], expected: tuple[int, int], flip: int
+) -> None:
+    image, label = blocks(*size)
+    transform = TrainTransform(None, **{"scale": (1, 1), "flip": flip, **options})  # type: ignore[arg-type]
+    x, y = transform(image, label, 3)
+    want, want_label = resized(image, label, expected)
+    if flip:
+        want, want_label = want[:, ::-1], want_label[:, ::-1]
+    assert tuple(y.shape) == expected
+    # OpenCV's weights have 11 bits and its result is a whole level
+    np.testing.assert_allclose(pixels(x).permute(1, 2, 0).numpy(), want, atol=1.01)
+    np.testing.assert_array_equal(y.numpy(), want_label)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (281, 500), (500, 332), (442, 500), (500, 500), (120, 500)])
+def test_training_sees_images_as_the_papers_protocol_evaluates_them(size: tuple[int, int]) -> None:
+    image, label = blocks(*size)
+    x, y = TrainTransform(None, scale=(1, 1), flip=0, short_side=360, long_side=600)(image, label, 0)
+    whole, _ = EvalTransform()(image, label)
+    evaluated = get_protocol("paper", 21).prepare(whole[None])[0]
+    assert y.shape == evaluated.shape[1:]
+    assert (x - evaluated).abs().max() < 1.5 / 255 / min(IMAGENET_STD)
+
+
+def test_crops_are_of_the_resized_image() -> None:
+    stripes = np.repeat(np.arange(10, dtype=np.uint8), 12)  # 120 pixels
+    label = np.ascontiguousarray(np.broadcast_to(stripes, (120, 120)))
+    image = np.stack([20 * label] * 3, axis=2)
+    starts = set()
+    for seed in range(12):
+        x, y = TrainTransform((32, 40), scale=(1, 1), flip=0, short_side=60)(image, label, seed)
+        assert y.shape == (32, 40)
+        steps = y[0].diff().nonzero().flatten()
+        assert set(steps.diff().tolist()) == {6}  # 12 pixels at half the size
+        starts.add((int(y[0, 0]), int(steps[0])))
+        assert (pixels(x)[0] / 20 - y).abs().mean() < 0.2
+    assert len(starts) > 4
+
+
+def test_a_whole_image_is_scaled_at_random_too() -> None:
+    image, label = blocks(40, 60)
+    transform = TrainTransform(None, scale=(0.5, 2.0))
+    sizes = {tuple(transform(image, label, seed)[1].shape) for seed in range(20)}
+    assert len(sizes) > 10
+    assert all(abs(width - 1.5 * height) <= 1.5 for height, width in sizes)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
+        ("short_side", 31),
+        ("long_side", 600),
         ("crop_size", (31, 64)),
         ("crop_size", (64,)),
         ("scale", (2, 1)),
