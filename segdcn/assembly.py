@@ -236,6 +236,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
+        ".*Encountered `nan` values in tensor.*",  # a run whose loss is not finite says more itself
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant
