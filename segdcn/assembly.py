@@ -9,10 +9,10 @@ import os
 import re
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from segdcn.processes import run_name
 from segdcn.run_folder import find_checkpoint, run_folder_of
 
+_STARTED = time.time()
 _PACKAGE = Path(__file__).resolve().parent
 # a wheel carries the configs inside the package; in a checkout they lie beside it
 CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir()), ""))
@@ -32,7 +34,7 @@ CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent
 def _run_folder(resume: str | None, name: str) -> str:
     """``resume``'s own run folder, or a new one: runs/<experiment or dataset>/<date_time>."""
     if not resume:
-        return f"runs/{name}/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        return f"runs/{name}/{run_name()}"
     try:
         return str(run_folder_of(find_checkpoint(resume)))
     except FileNotFoundError:
@@ -124,12 +126,24 @@ def build_evaluator(
 
 
 def build_trainer(config: DictConfig) -> Any:
-    """Lightning's Trainer; callbacks and loggers are the values of their groups, null ones are left out."""
+    """Lightning's Trainer; callbacks and loggers are the values of their groups, null ones are left out.
+
+    Raises: ValueError for devices that this machine lacks, and for a launcher that started another number of processes.
+    """
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    from segdcn.data.datamodule import check_world_size
+
     parts = {
         group: [instantiate(part, _convert_="all") for part in (config[group] or {}).values() if part is not None]
         for group in ("callbacks", "logger")
     }
-    return _build(config.trainer, callbacks=parts["callbacks"], logger=parts["logger"] or False)
+    try:
+        trainer = _build(config.trainer, callbacks=parts["callbacks"], logger=parts["logger"] or False)
+    except (MisconfigurationException, RuntimeError) as error:  # Lightning's words for devices and SLURM's variables
+        raise ValueError(f"trainer: {error}") from error
+    check_world_size(trainer)
+    return trainer
 
 
 def _build(config: DictConfig, **parts: Any) -> Any:
@@ -168,6 +182,7 @@ def user_error(error: Exception) -> str | None:
 def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a user's error as one line and exit with status 1; the traceback goes to error.txt in the run folder.
 
+    Of several processes with one run folder the first speaks for all that fail alike.
     ``HYDRA_FULL_ERROR=1`` shows it instead. Errors that are no user's (a bug) keep their traceback.
     """
 
@@ -179,11 +194,26 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
             message = user_error(error)
             if message is None:
                 raise
-            _leave_behind(Path(HydraConfig.get().runtime.output_dir), traceback.format_exc())
+            folder, report = Path(HydraConfig.get().runtime.output_dir), traceback.format_exc()
+            if _reported_by_first(folder):
+                sys.exit(1)
+            _leave_behind(folder, report)
             print(f"error: {message}", file=sys.stderr)
             sys.exit(1)
 
     return wrapped
+
+
+def _reported_by_first(folder: Path) -> bool:
+    """On other processes than the first: whether that one has reported an error of its own, given time to do it."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        return False
+    time.sleep(2)
+    report = folder / "error.txt"
+    # an empty folder is taken away by the process that reports
+    return not folder.exists() or (report.exists() and report.stat().st_mtime > _STARTED)
 
 
 def _leave_behind(folder: Path, report: str) -> None:
@@ -246,9 +276,11 @@ def quiet_libraries() -> None:
     """Leave out what a newcomer can do nothing about; warnings that concern a run still show."""
     import pytorch_lightning  # noqa: F401  (its import sets the level that is changed here)
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
+        ".*Encountered `nan` values in tensor.*",  # a run whose loss is not finite says more itself
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,12 +16,18 @@ class SegmentationLoss(nn.Module):
     Computed in float32 even when the logits come from an autocast region in half precision.
     A batch without a labelled pixel gives 0 and zero gradients, never NaN.
 
+    In training mode in several processes (an initialised ``torch.distributed``) the mean is over the labelled pixels
+    of all processes, and each of them returns the same number. Its gradient is this process's part, times the number
+    of processes: ``DistributedDataParallel``, which averages, then steps as one process with the whole batch would.
+    In evaluation mode the loss is this process's own.
+
     Args:
         ignore_index: label of pixels that do not count.
         class_weights: one factor per class; the mean is divided by the weights of the pixels that count.
         label_smoothing: share of the target spread evenly over all classes, 0 <= value < 1.
         ohem_fraction: online hard example mining: keep only this share of the labelled pixels, those with
-            the largest loss, but at least one (Shrivastava et al. 2016, per pixel).
+            the largest loss, but at least one (Shrivastava et al. 2016, per pixel). Several processes each
+            choose among their own pixels.
 
     Shape: logits (N, K, H, W), label int64 (N, H, W) -> scalar.
     """
@@ -71,8 +78,10 @@ class SegmentationLoss(nn.Module):
 
         if self.ohem_fraction is not None:
             pixel_losses, pixel_weights = self._hardest(pixel_losses[valid], pixel_weights[valid])
-        total_weight = pixel_weights.sum()
-        return pixel_losses.sum() / total_weight.where(total_weight > 0, 1)
+        total_loss, total_weight = pixel_losses.sum(), pixel_weights.sum()
+        if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return _mean_over_processes(total_loss, total_weight)
+        return total_loss / total_weight.where(total_weight > 0, 1)
 
     def _hardest(self, pixel_losses: Tensor, pixel_weights: Tensor) -> tuple[Tensor, Tensor]:
         """The hardest share of the labelled pixels, (M,) -> (M',) each."""
@@ -93,3 +102,12 @@ class SegmentationLoss(nn.Module):
                 f"class_weights has {len(self.class_weights)} values, but the network predicts"
                 f" {logits.shape[1]} classes: give one weight per class"
             )
+
+
+def _mean_over_processes(loss: Tensor, weight: Tensor) -> Tensor:
+    """The quotient of two scalars' sums over all processes; the gradient is that of ``loss``, times their number."""
+    sums = torch.stack((loss.detach(), weight))
+    dist.all_reduce(sums)
+    total_weight = sums[1].where(sums[1] > 0, 1)
+    own = loss * (dist.get_world_size() / total_weight)
+    return own - own.detach() + sums[0] / total_weight

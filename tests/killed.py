@@ -1,7 +1,8 @@
 """python killed.py train|validation STEP ARGUMENTS...: segdcn-train, killed after STEP steps, before what is named.
 
 As a scheduler or the kernel does it: SIGKILL, without a chance to save or to tidy up. The task's hook is exchanged
-rather than its config, which the checkpoint would bring back when the run is resumed.
+rather than its config, which the checkpoint would bring back when the run is resumed. KILLED_BY names another signal,
+KILLED_RANK the one process that gets it instead of all; with KILLED_GROUP it goes to the whole process group.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from typing import Any
 import segdcn.task
 from segdcn.train import main
 
-MOMENT, STEP = sys.argv[1], int(sys.argv[2])
+if "KILLED_AT" not in os.environ:
+    # not on the command line, which Lightning repeats for the processes that it starts
+    os.environ["KILLED_AT"] = " ".join(sys.argv[1:3])
+    sys.argv[1:3] = []
+MOMENT, STEP = os.environ["KILLED_AT"].split()
+SIGNAL = signal.Signals[os.environ.get("KILLED_BY", "SIGKILL")]
+RANK = os.environ.get("KILLED_RANK")
 
 
 class KilledTask(segdcn.task.SegmentationTask):
@@ -28,10 +35,11 @@ class KilledTask(segdcn.task.SegmentationTask):
         self._end_at("validation")
 
     def _end_at(self, moment: str) -> None:
-        if moment == MOMENT and self.trainer.global_step == STEP and not self.trainer.sanity_checking:
-            os.kill(os.getpid(), signal.SIGKILL)
+        now = moment == MOMENT and self.trainer.global_step == int(STEP) and not self.trainer.sanity_checking
+        if now and RANK in (None, str(self.global_rank)):
+            (os.killpg if "KILLED_GROUP" in os.environ else os.kill)(os.getpid(), SIGNAL)
 
 
-segdcn.task.SegmentationTask = KilledTask
-sys.argv[1:3] = []
+if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    segdcn.task.SegmentationTask = KilledTask
 main()

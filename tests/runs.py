@@ -57,11 +57,15 @@ def call(main: Callable[[], Any], *arguments: str) -> int:
     return 0
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's, without what earlier tests left behind: a seed, what Lightning tells processes that it starts."""
+    left_behind = ("PL_", "MASTER_", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "SEGDCN_DIE")
+    return {key: value for key, value in os.environ.items() if not key.startswith(left_behind)}
+
+
 def process(cwd: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command as a user types it, with as many threads as this process has."""
-    # a seed that an earlier test left behind must not reach it
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
-    environment = {**inherited, "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
+    environment = {**clean_environment(), "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +83,23 @@ class _StoppedError(Exception):
 
 def stop(monkeypatch: pytest.MonkeyPatch, hook: str, step: int) -> None:
     """End the next run by an exception in a hook of its task, once it has made ``step`` steps."""
+
+    def raise_it() -> None:
+        raise _StoppedError
+
+    when_trained(monkeypatch, hook, step, raise_it)
+
+
+def when_trained(monkeypatch: pytest.MonkeyPatch, hook: str, step: int, act: Callable[[], object]) -> None:
+    """Do something in a hook of the next run's task, once it has made ``step`` steps."""
     original = getattr(SegmentationTask, hook)
 
-    def stopping(self: SegmentationTask, *arguments: Any) -> None:
+    def acting(self: SegmentationTask, *arguments: Any) -> None:
         if self.trainer.global_step == step and not self.trainer.sanity_checking:
-            raise _StoppedError
+            act()
         original(self, *arguments)
 
-    monkeypatch.setattr(SegmentationTask, hook, stopping)
+    monkeypatch.setattr(SegmentationTask, hook, acting)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +124,71 @@ def test_stopped_run_ends_like_the_uninterrupted_one(
     assert steps_saved(tmp_path) == saved
     assert call(main, f"resume={tmp_path}") == 0
     assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook", "step", "setting", "saved"),
+    [
+        pytest.param("SIGTERM", "on_train_batch_start", 7, ("datamodule.num_workers=2",), 8, id="within_an_epoch"),
+        # the epoch's end is the next point that can be saved, after its validation
+        pytest.param("SIGUSR1", "on_train_batch_start", 9, (), 10, id="in_the_last_batch_of_an_epoch"),
+        pytest.param("SIGUSR2", "on_validation_start", 10, (), 10, id="before_validation", marks=pytest.mark.slow),
+        # the run is trained, only its evaluation is missing
+        pytest.param("SIGTERM", "on_validation_start", 15, (), 15, id="before_the_last_validation"),
+    ],
+)
+def test_signal_stops_a_run_which_then_ends_like_the_uninterrupted_one(
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    hook: str,
+    step: int,
+    setting: tuple[str, ...],
+    saved: int,
+) -> None:
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+    with pytest.MonkeyPatch.context() as patch:
+        when_trained(patch, hook, step, lambda: os.kill(os.getpid(), number))
+        assert call(main, *RUN, *setting, f"output_dir={tmp_path}") == 128 + number
+    assert signal.getsignal(number) == before
+    assert f"stopped by {name}; continue with: segdcn-train resume={tmp_path}\n" in capsys.readouterr().out
+    assert steps_saved(tmp_path) == saved
+    assert not (tmp_path / "metrics.json").exists()
+    assert call(main, f"resume={tmp_path}") == 0
+    assert_same_run(tmp_path, whole)
+
+
+def test_signal_between_accumulated_batches_waits_for_the_step(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        when_trained(patch, "on_train_batch_start", 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        settings = ("trainer.accumulate_grad_batches=2", "trainer.max_epochs=1", f"output_dir={tmp_path}")
+        assert call(main, *RUN, *settings) == 143
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (checkpoint["global_step"], checkpoint["SegmentationDataModule"]["trained_batches"]) == (2, 4)
+
+
+@pytest.mark.slow
+def test_signal_to_a_whole_process_group_spares_the_loading_workers(whole: Path, tmp_path: Path) -> None:
+    """As a scheduler sends it: without the workers the run would die before it has saved its state."""
+    script = f"import os, runpy; os.setpgid(0, 0); runpy.run_path({str(Path(__file__).with_name('killed.py'))!r})"
+    settings = (*RUN, "datamodule.num_workers=2", f"output_dir={tmp_path}")
+    stopped = process(tmp_path, "-c", script, "train", "7", *settings, KILLED_BY="SIGTERM", KILLED_GROUP="1")
+    assert stopped.returncode == 143, stopped.stderr
+    assert stopped.stderr == ""
+    assert call(main, f"resume={tmp_path}") == 0
+    assert_same_run(tmp_path, whole)
+
+
+def test_interrupt_from_the_keyboard_stops_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        when_trained(patch, "on_train_batch_start", 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert call(main, *RUN, f"output_dir={tmp_path}") == 1
+    signal.signal(signal.SIGINT, before)  # Lightning ignores further ones
+    assert f"stopped; continue with: segdcn-train resume={tmp_path}\n" in capsys.readouterr().out
+    assert steps_saved(tmp_path) == 5
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -135,6 +137,44 @@ class EvalItems(Dataset[Item]):
         return {"image": image_tensor, "label": label_tensor, "name": name, "index": -1 if padding else index}
 
 
+def check_world_size(trainer: pl.Trainer) -> None:
+    """Refuse a trainer whose processes are not the ones that its devices and nodes ask for.
+
+    Under some launchers Lightning would go on: with too few processes each trains on its share of the images and
+    nobody on the rest; too many each train a network of their own, into one folder.
+
+    Raises: ValueError that says who started how many processes.
+    """
+    environment = os.environ
+    launcher, option = "the launcher", "as many processes per node as trainer.devices"
+    started = trainer.world_size
+    if "TORCHELASTIC_RUN_ID" in environment:
+        launcher, option = "torchrun", f"--nnodes={trainer.num_nodes} --nproc-per-node={trainer.num_devices}"
+        started = int(environment["WORLD_SIZE"])
+    elif "SLURM_NTASKS" in environment:
+        launcher, option = "SLURM", f"srun --nodes={trainer.num_nodes} --ntasks-per-node={trainer.num_devices}"
+        # of the job step; a batch script itself is one process, whatever SLURM_NTASKS says
+        started = int(environment.get("SLURM_STEP_NUM_TASKS", trainer.world_size))
+    wanted = trainer.num_devices * trainer.num_nodes
+    if trainer.world_size != wanted or started > wanted:
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes} ask for {wanted}"
+            f" process(es), but {launcher} started {started}: start them with {option}, or set trainer=ddp,"
+            " trainer.devices (per node) and trainer.num_nodes to what was started"
+        )
+
+
+def worker_init(worker_id: int) -> None:
+    """DataLoader's `worker_init_fn`: one thread, and deaf to what asks a run to stop.
+
+    A launcher sends such a signal to all processes; the run itself stops its workers when it has saved its state.
+    """
+    single_threaded_worker(worker_id)
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 class SegmentationDataModule(pl.LightningDataModule):
     """A data set's splits as batches {"image", "label", "name"}.
 
@@ -150,7 +190,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         seed: of the order and the augmentation.
 
     Raises:
-        ValueError: a value out of range; from the loaders, a missing split or one smaller than a batch.
+        ValueError: a value out of range; from the loaders, a missing split or one smaller than a batch; from a
+            trainer, another number of processes than its devices and nodes, or than a resumed run had.
     """
 
     def __init__(
@@ -186,6 +227,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls this on each process before anything is loaded."""
+        if self.trainer is not None:
+            check_world_size(self.trainer)
+
     def train_dataloader(self) -> DataLoader[Item]:
         """Augmented batches of the train split, from where the trainer stands; without a trainer, epoch 0."""
         if getattr(self.trainer, "overfit_batches", None):
@@ -214,7 +260,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
-            "worker_init_fn": single_threaded_worker,
+            "worker_init_fn": worker_init,
             "collate_fn": _collate,
             "pin_memory": torch.cuda.is_available(),
             # Without its own generator a loader draws from the global one each time it is iterated.
@@ -239,10 +285,17 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning writes this into each checkpoint."""
-        return {"trained_batches": self._trained_batches()}
+        return {"trained_batches": self._trained_batches(), "world_size": self._process()[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning calls this before the network and its optimizers are set up."""
+        world_size = self._process()[1]
+        saved = state_dict.get("world_size", world_size)
+        if saved != world_size:
+            raise ValueError(
+                f"the run was trained by {saved} process(es) and cannot go on with {world_size}, which would make"
+                " another batch and another order of images: set trainer.devices and trainer.num_nodes as before"
+            )
         self._batches_in_checkpoint = state_dict["trained_batches"]
 
     def teardown(self, stage: str) -> None:

@@ -1,0 +1,94 @@
+"""The processes of a run: how they find one run folder, whether they were restarted, and when they must end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+DIE_WITH_PARENT = "SEGDCN_DIE_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+_stores: list[Any] = []  # the first process serves the others as long as it lives
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, if SEGDCN_DIE_WITH_PARENT is set (Linux only).
+
+    So a launcher that is killed leaves no job behind, and a job no DDP rank. The parent is, to be exact, the thread
+    that started this process. The variable holds the launcher's pid, which must not have ended already, or just 1.
+    From then on it holds this process's own pid, so that the processes which Lightning starts end with it.
+    """
+    parent = os.environ.get(DIE_WITH_PARENT)
+    os.environ[DIE_WITH_PARENT] = str(os.getpid())
+    if not parent or parent == str(os.getpid()) or sys.platform != "linux":  # its own: a second run in this process
+        return
+    before = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # there may be others between the launcher and this process, such as srun
+    if os.getppid() != before or (parent.isdigit() and not Path(f"/proc/{parent}").exists()):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def restarted() -> bool:
+    """Whether torchrun has restarted its workers, or SLURM has requeued the job: the same command, once more."""
+    return any(int(os.environ.get(f"{by}_RESTART_COUNT") or 0) > 0 for by in ("TORCHELASTIC", "SLURM"))
+
+
+def run_name() -> str:
+    """A name for a new run, the same on all its processes: date and time, in a SLURM step of several tasks its ids.
+
+    Processes that Lightning starts are told their run folder and do not ask. Those of torchrun, and nodes on which
+    the command is started by hand, take what the first one chose, from a store at MASTER_ADDR:MASTER_PORT.
+
+    Raises: torch.distributed.DistStoreError when the first process cannot be reached within five minutes.
+    """
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" in variables:
+        # the agent is as old as the run: workers that it restarts find their run folder again
+        return _name_of_first(_stamp(_started(os.getppid())), int(variables["RANK"]))
+    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return f"slurm_{variables['SLURM_JOB_ID']}_{variables['SLURM_STEP_ID']}"
+    by_hand = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= variables.keys() and "LOCAL_RANK" not in variables
+    own = _stamp(datetime.now())
+    return _name_of_first(own, int(variables["NODE_RANK"])) if by_hand else own
+
+
+def _stamp(time: datetime) -> str:
+    return f"{time:%Y-%m-%d_%H-%M-%S}"
+
+
+def _started(pid: int) -> datetime:
+    """When a process started; now, where the system does not tell."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return datetime.fromtimestamp(int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, StopIteration):
+        return datetime.now()
+
+
+def _name_of_first(own: str, rank: int) -> str:
+    """``own`` of the process with rank 0. Its server is the one that torch.distributed uses later on (multi-tenant)."""
+    import torch.distributed as dist
+
+    variables = os.environ
+    served_by_agent = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        variables["MASTER_ADDR"],
+        int(variables["MASTER_PORT"]),
+        is_master=rank == 0 and not served_by_agent,
+        timeout=timedelta(minutes=5),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    _stores.append(store)
+    key = f"segdcn/run_name/{variables.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if rank == 0:
+        store.set(key, own)
+        return own
+    return str(store.get(key).decode())
