@@ -107,7 +107,9 @@ def cluster(folder: Path) -> Iterator[None]:
             log = (folder / "daemons.log").open("ab")
             processes.append(subprocess.Popen(command.split(), stdout=log, stderr=subprocess.STDOUT))
             time.sleep(1.0)
-        until(lambda: output("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "two idle nodes", 60)
+        until(
+            lambda: output("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2, "two idle nodes", 60
+        )
         yield
     finally:
         subprocess.run(["scancel", "--user=root"], capture_output=True)
@@ -152,7 +154,9 @@ def preempted(name: str) -> None:
     until(begun, "a first checkpoint of each job", 240)
     running = output("squeue", "-h", "-p", "main", "-t", "running", "-o", "%i").split()
     print(f"pre-empting {' '.join(running)}", flush=True)
-    subprocess.run(["sbatch", "--wait", "-p", "first", "-N2", "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2"])
+    subprocess.run(
+        ["sbatch", "--wait", "-p", "first", "-N2", "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2"]
+    )
     waiting = output("squeue", "-h", "-r", "-t", "pending", "-o", "%i").split()
     print(f"queued again: {' '.join(waiting)}", flush=True)
     for job in waiting:  # SLURM would let two minutes pass
@@ -184,7 +188,10 @@ def main() -> None:
                 if sweep.wait() != 0:
                     raise SystemExit(f"the sweep through SLURM failed with status {sweep.returncode}")
                 found[f"SLURM, {place}, pre-empted"] = figures(name)
-        for name, options in {"submitit": ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2"), "local": ()}.items():
+        for name, options in {
+            "submitit": ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2"),
+            "local": (),
+        }.items():
             sweep = train(name, PLACES[0], *options)
             if sweep.wait() != 0:
                 raise SystemExit(f"the sweep {name} failed with status {sweep.returncode}")

@@ -284,5 +284,6 @@ def quiet_libraries() -> None:
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant
+        ".*`srun` command is available.*",  # a cluster's login node, or a sweep's own start of a job there
     ):
         warnings.filterwarnings("ignore", message)

@@ -74,6 +74,7 @@ def train(config: DictConfig) -> float:
 
     try:
         trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
+        cost["training_seconds"] = training_seconds(trainer)  # before validation reads the best checkpoint's
         checkpoint = run / "checkpoints" / "best.ckpt"
         if not checkpoint.exists():  # no epoch of this run was validated
             checkpoint = find_checkpoint(run)
@@ -85,7 +86,7 @@ def train(config: DictConfig) -> float:
         raise
 
     if trainer.is_global_zero:
-        cost |= {"training_seconds": training_seconds(trainer), "seconds_per_image": task.result.seconds_per_image}
+        cost["seconds_per_image"] = task.result.seconds_per_image
         facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed, **cost}
         summarize(task.result, "val", dataset.class_names, facts, run / "metrics.json")
         if config.get("paper_miou") is not None:
