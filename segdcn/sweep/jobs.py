@@ -344,7 +344,7 @@ def train_environment(cluster_task: bool = False, **more: str) -> dict[str, str]
     """
     foreign = re.compile("PL_GLOBAL_SEED") if cluster_task else _FOREIGN
     own = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
-    return {**own, "SEGDCN_DIE_WITH_PARENT": "1", **more}
+    return {**own, "SEGDCN_DIE_WITH_PARENT": str(os.getpid()), **more}
 
 
 @contextlib.contextmanager

@@ -1,0 +1,182 @@
+"""segdcn-train as a sweep, from the command line: what it plans, what it refuses, and that it survives its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import BARE, call, one_line, process
+
+from segdcn import train
+from segdcn.assembly import CONFIG_PATH
+from segdcn.sweep.jobs import Job, Sweep, read_sweep
+from segdcn.sweep.local import LocalLauncher
+
+SWEEPS = sorted(path.stem for path in (Path(CONFIG_PATH) / "sweep").glob("*.yaml") if path.stem != "default")
+JOBS = {"shapes_layers": 15, "shapes_atrous": 12, "modern_voc": 18, "modern_cityscapes": 18}
+# epochs of one second, without what makes a run's folder large
+TINY = tuple(setting for setting in BARE if not setting.startswith("trainer.max_epochs"))
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sweep]:
+    """Run segdcn-train in an empty folder; what its launcher was asked to run."""
+    asked: list[Sweep] = []
+
+    def run(self: LocalLauncher, sweep: Sweep, jobs: tuple[Job, ...]) -> None:
+        assert (sweep.folder / "sweep.json").is_file()
+        asked.append(sweep)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LocalLauncher, "run", run)
+    return asked
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
+    data = ["dataset.root=x"] if not name.startswith("shapes") else []
+    data += ["dataset.sbd_root=x"] if name.endswith("voc") else []
+    assert call(train.main, f"sweep={name}", *data) == 1  # no job of it has a figure
+    (sweep,) = planned
+    assert sweep == read_sweep(Path.cwd() / "sweeps" / name)
+    assert len(sweep.jobs) == JOBS.get(name, 5)
+    assert len({job.folder for job in sweep.jobs}) == len(sweep.jobs)
+    assert all(job.epochs or job.steps for job in sweep.jobs)
+    assert not any("dataset.root" in override for job in sweep.jobs for override in job.overrides)
+    assert set(data) <= set(sweep.jobs[0].arguments)
+    assert sweep.baseline_setting == sweep.jobs[0].setting
+
+
+def test_a_sweep_without_a_name_finds_its_folder_again(planned: list[Sweep]) -> None:
+    for options in ((), ("launcher.retries=0",), ("datamodule.num_workers=3",)):
+        call(train.main, "-m", "seed=0,1", "optimizer.lr=0.1", *options)
+    call(train.main, "-m", "seed=0,1", "optimizer.lr=0.2")
+    folders = [sweep.folder.name for sweep in planned]
+    assert folders[0].startswith("shapes_")
+    assert folders[0] == folders[1] == folders[2] != folders[3]
+    assert [job.folder for job in planned[0].jobs] == [job.folder for job in planned[2].jobs]
+
+
+def test_a_sweep_may_grow_by_seeds(planned: list[Sweep]) -> None:
+    call(train.main, "-m", "sweep.name=mine", "seed=0,1")
+    call(train.main, "-m", "sweep.name=mine", "seed=0,1,2")
+    call(train.main, "-m", "sweep.name=mine", "seed=0")
+    assert [len(sweep.jobs) for sweep in planned] == [2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("seed=0,1", "model.depth=1,2"), ("model.depth",)),
+        (("experiment=shapes_deform3,shapes_deform4",), ("shapes_deform4", "experiment")),
+        (("seed=range(0,201)",), ("201 jobs", "sweep.confirm=true")),
+        (("seed=0,1", "dataset=camvid"), ("dataset.root must be given",)),
+        (("seed=0,1", "trainer.accelerator=cpu", "launcher.slots=500"), ("launcher.slots=500", "cores")),
+        (("seed=0,1", "trainer.num_nodes=2"), ("launcher=slurm",)),
+        (("seed=0,1", "launcher.slots=0"), ("launcher.slots", "1 or more")),
+        (("seed=0,0",), ("twice with one seed",)),
+        (("seed=0,1", "output_dir=here"), ("output_dir", "sweep.name")),
+        (("seed=0,1", "sweep.baseline=['optimizer.lr=1']"), ("baseline", "optimizer.lr=1")),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_started(
+    planned: list[Sweep], capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert call(train.main, "-m", *arguments) == 1
+    message = one_line(capsys.readouterr().err)
+    for part in parts:
+        assert part in message
+    assert not planned
+    assert not list(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize("holds", ["another sweep", "a run", "a damaged sweep"])
+def test_a_folder_of_something_else_is_left_as_it_is(
+    planned: list[Sweep], capsys: pytest.CaptureFixture[str], holds: str
+) -> None:
+    folder = Path("sweeps", "mine")
+    if holds == "another sweep":
+        call(train.main, "-m", "sweep.name=mine", "seed=0,1", "optimizer.lr=0.1")
+    else:
+        folder.mkdir(parents=True)
+        (folder / ("config.yaml" if holds == "a run" else "sweep.json")).write_text("{")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert call(train.main, "-m", "sweep.name=mine", "seed=0,1") == 1
+    assert "sweeps/mine" in one_line(capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert len(planned) == (holds == "another sweep")
+
+
+def test_a_sweep_trains_skips_what_is_finished_and_ends_with_a_table(tmp_path: Path) -> None:
+    # one job cannot work, which neither stops the other nor is tried again
+    command = ("-m", "segdcn.train", "-m", *TINY, "model.output_stride=16,12", "trainer.max_epochs=1", "sweep.name=two")
+    first = process(tmp_path, *command)
+    assert first.returncode == 1
+    assert "1 of 2 runs have no figure" in first.stderr
+    folder = tmp_path / "sweeps" / "two"
+    results = json.loads((folder / "results.json").read_text())
+    assert [run["state"] for run in results["runs"]] == ["finished", "failed"]
+    assert "output_stride must be 8, 16 or 32, got 12" in results["runs"][1]["error"]
+    assert json.loads((folder / results["runs"][1]["folder"] / "job.json").read_text())["attempts"] == 1
+    for name in ("results.csv", "results.md", "results.png"):
+        assert (folder / name).stat().st_size > 100
+    logs = {path: path.read_text() for path in folder.glob("*/output.log")}
+    assert len(logs) == 2
+
+    again = process(tmp_path, *command)
+    assert again.returncode == 1
+    assert [(folder / run["folder"] / "output.log").read_text().count("attempt") for run in results["runs"]] == [1, 2]
+    status = process(tmp_path, "-m", "segdcn.sweep", "status", str(folder))
+    assert status.returncode == 0
+    assert "1 of 2 finished, 1 failed" in status.stdout
+
+
+def table(folder: Path) -> dict[str, object]:
+    """The results without what a clock measured."""
+    results = json.loads((folder / "results.json").read_text())
+    for row in (*results["settings"], *results["runs"]):
+        for key in ("training_seconds", "seconds_per_image"):
+            del row[key]
+    return {key: value for key, value in results.items() if key not in ("name", "command")}
+
+
+def end_of(sweep: subprocess.Popen[bytes]) -> None:
+    """Kill a coordinator, and at the same moment the jobs that it had started."""
+    jobs = subprocess.run(["pgrep", "-P", str(sweep.pid)], capture_output=True, text=True).stdout.split()
+    for pid in (sweep.pid, *map(int, jobs)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    sweep.wait()
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_ten_times_ends_like_the_undisturbed_one(tmp_path: Path) -> None:
+    jobs = ("model.deform.layers=0,3", "seed=0,1,2", *TINY, "trainer.max_epochs=4", "dataset.train_images=160")
+    settings = ("callbacks.last_within_epoch.every_n_train_steps=3", "launcher.slots=2")
+    command = [sys.executable, "-m", "segdcn.train", "-m", *jobs, *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
+    whole = subprocess.run([*command, "sweep.name=whole"], cwd=tmp_path, env=environment, capture_output=True)
+    seconds = time.monotonic() - began
+    assert whole.returncode == 0, whole.stderr
+
+    moments = random.Random(0)
+    for _ in range(10):
+        sweep = subprocess.Popen(
+            [*command, "sweep.name=killed"], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+        )
+        time.sleep(moments.uniform(2.0, seconds / 3))
+        end_of(sweep)
+    last = subprocess.run([*command, "sweep.name=killed"], cwd=tmp_path, env=environment, capture_output=True)
+    assert last.returncode == 0, last.stderr
+    assert table(tmp_path / "sweeps" / "killed") == table(tmp_path / "sweeps" / "whole")
