@@ -140,8 +140,10 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
             return command(config)
         except Exception as error:
             cause = cause_of(error)
+            lost = lost_process(cause)
             expected = (
-                isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue)
+                lost
+                or isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue)
                 or isinstance(error, InstantiationException)  # an argument that a class does not have
                 or type(cause).__name__ == "TrainingStopped"
             )
@@ -152,12 +154,20 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
                 sys.exit(1)
             _leave_behind(folder, report)
             message = " ".join(str(cause).split())
+            if lost:
+                message = f"another process of this run has ended or cannot be reached: see what it said ({message})"
             if isinstance(cause, MissingMandatoryValue):
                 message = f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
             print(f"error: {message}", file=sys.stderr)
             sys.exit(1)
 
     return wrapped
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether torch.distributed failed because a process is not there (any more); gloo has no class of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in kinds or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _reported_by_first(folder: Path) -> bool:
@@ -237,6 +247,7 @@ def quiet_libraries() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
         ".*Encountered `nan` values in tensor.*",  # a run whose loss is not finite says more itself
+        ".*The `srun` command is available.*",  # one process, or several that Lightning starts, are right as well
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant

@@ -287,6 +287,8 @@ def test_run_ends_when_one_of_its_processes_does(tmp_path: Path) -> None:
     started = time.monotonic()
     ended = process(tmp_path, str(HERE / "killed.py"), "train", "3", *RUN, f"output_dir={folder}", KILLED_RANK="1")
     assert ended.returncode != 0
+    # either what happened, or Lightning's end of the first process
+    assert "Traceback" not in ended.stderr
     assert time.monotonic() - started < 60
     assert no_process_in(folder)
 
