@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import segdcn.task
+from segdcn.processes import restarted
 from segdcn.train import main
 
 if "KILLED_AT" not in os.environ:
@@ -46,6 +47,6 @@ class KilledTask(segdcn.task.SegmentationTask):
                 os.kill(os.getpid(), SIGNAL)
 
 
-if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+if not restarted():
     segdcn.task.SegmentationTask = KilledTask
 main()

@@ -314,6 +314,25 @@ def test_torchrun_uses_one_folder_and_its_restarts_go_on(whole: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_slurm_step_stops_on_its_warning_and_goes_on_when_requeued(whole: Path, tmp_path: Path) -> None:
+    """Two tasks with the variables that srun sets; the warning reaches one of them."""
+    script = (str(HERE / "killed.py"), "train", "7", *RUN)
+    shared = {**slurm(2), "MASTER_ADDR": "127.0.0.1", "KILLED_BY": "SIGUSR1", "KILLED_RANK": "1"}
+    for restarts, status in (("0", 138), ("1", 0)):
+        step = {**shared, "SLURM_RESTART_COUNT": restarts, "MASTER_PORT": str(free_port())}
+        tasks = []
+        for rank in ("1", "0"):
+            environment = {**clean_environment(), **step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+            tasks.append(subprocess.Popen([sys.executable, *script], cwd=tmp_path, env=environment))
+            time.sleep(1)  # each would choose a folder of its own
+        assert [task.wait(timeout=120) for task in tasks] == [status, status]
+    assert list((tmp_path / "runs" / "test").iterdir()) == [tmp_path / "runs" / "test" / "slurm_77_3"]
+    folder = tmp_path / "runs" / "test" / "slurm_77_3"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}  # no hpc_ckpt
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
 def test_error_of_all_processes_is_told_once(tmp_path: Path) -> None:
     """An error that only shows when both processes run already."""
     ended = process(tmp_path, "-m", "segdcn.train", *RUN, "optimizer.lr=1e30", f"output_dir={tmp_path / 'run'}")
