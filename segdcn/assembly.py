@@ -154,6 +154,9 @@ def _build(config: DictConfig, **parts: Any) -> Any:
         raise ValueError(f"{config._target_}: {error}") from error
 
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+
 def cause_of(error: BaseException) -> BaseException:
     """What a class itself raised, where Hydra has wrapped it."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
@@ -167,8 +170,10 @@ def user_error(error: Exception) -> str | None:
     None for a bug, and where ``HYDRA_FULL_ERROR=1`` asks for tracebacks.
     """
     cause = cause_of(error)
+    lost = lost_process(cause)
     expected = (
-        isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue | HydraException)
+        lost
+        or isinstance(cause, ValueError | OSError | ImportError | MissingMandatoryValue | HydraException)
         or isinstance(error, InstantiationException)  # an argument that a class does not have
         or type(cause).__name__ == "TrainingStopped"
     )
@@ -176,13 +181,17 @@ def user_error(error: Exception) -> str | None:
         return None
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command"
-    return " ".join(str(cause).split())
+    message = " ".join(str(cause).split())
+    if lost:
+        return f"another process of this run has ended or cannot be reached: see what it said ({message})"
+    return message
 
 
 def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Print a user's error as one line and exit with status 1; the traceback goes to error.txt in the run folder.
 
-    Of several processes with one run folder the first speaks for all that fail alike.
+    The status is ``TRY_AGAIN`` where another process of the run is lost. Of several processes with one run folder the
+    first speaks for all that fail alike.
     ``HYDRA_FULL_ERROR=1`` shows it instead. Errors that are no user's (a bug) keep their traceback.
     """
 
@@ -199,9 +208,15 @@ def one_line_errors(command: Callable[[DictConfig], Any]) -> Callable[[DictConfi
                 sys.exit(1)
             _leave_behind(folder, report)
             print(f"error: {message}", file=sys.stderr)
-            sys.exit(1)
+            sys.exit(TRY_AGAIN if lost_process(cause_of(error)) else 1)
 
     return wrapped
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether torch.distributed failed because a process is not there (any more); gloo has no class of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in kinds or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _reported_by_first(folder: Path) -> bool:
@@ -281,6 +296,7 @@ def quiet_libraries() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
         ".*Encountered `nan` values in tensor.*",  # a run whose loss is not finite says more itself
+        ".*The `srun` command is available.*",  # one process, or several that Lightning starts, are right as well
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from typing import Any
 
 import segdcn.task
+from segdcn.processes import restarted
 from segdcn.train import main
 
 if "KILLED_AT" not in os.environ:
@@ -37,9 +39,14 @@ class KilledTask(segdcn.task.SegmentationTask):
     def _end_at(self, moment: str) -> None:
         now = moment == MOMENT and self.trainer.global_step == int(STEP) and not self.trainer.sanity_checking
         if now and RANK in (None, str(self.global_rank)):
-            (os.killpg if "KILLED_GROUP" in os.environ else os.kill)(os.getpid(), SIGNAL)
+            if "KILLED_GROUP" in os.environ:
+                subprocess.run(
+                    ["kill", "-s", SIGNAL.name[3:], "--", f"-{os.getpgid(0)}"], start_new_session=True, check=True
+                )
+            else:
+                os.kill(os.getpid(), SIGNAL)
 
 
-if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+if not restarted():
     segdcn.task.SegmentationTask = KilledTask
 main()

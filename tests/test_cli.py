@@ -25,12 +25,13 @@ def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> 
     assert lines[0] == "data     shapes: 32 train, 8 val images, 6 classes"
     assert lines[1].startswith("network  resnet_tiny, aspp head, output stride 16")
     assert "backbone.layer4" in lines[2]
-    assert lines[3] == f"run      {shown}"
+    assert lines[3] == "batch    8 images, learning rate 0.003 (offsets x 0.1)"
+    assert lines[4] == f"run      {shown}"
     figure = r"\d+\.\d{4}"
     for number in (1, 2):
         pattern = rf"epoch   {number}/2  step +{4 * number}  train/loss {figure}  val/loss {figure}  val/miou {figure}"
-        assert re.match(pattern, lines[3 + number])
-    table, where_to_look = lines[6:-2], lines[-2:]
+        assert re.match(pattern, lines[4 + number])
+    table, where_to_look = lines[7:-2], lines[-2:]
     assert len(table) < 16  # the classes, the two means and the frame
     assert where_to_look == [
         f"figures in {shown}/metrics.json, pictures in {shown}/panels",

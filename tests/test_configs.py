@@ -113,7 +113,7 @@ def test_evaluation_composes_and_fits_what_it_names() -> None:
     found = list(targets(plain))
     for target in found:
         assert_fits(target)
-    assert len(found) == 3
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("dataset=")])

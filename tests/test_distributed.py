@@ -287,6 +287,8 @@ def test_run_ends_when_one_of_its_processes_does(tmp_path: Path) -> None:
     started = time.monotonic()
     ended = process(tmp_path, str(HERE / "killed.py"), "train", "3", *RUN, f"output_dir={folder}", KILLED_RANK="1")
     assert ended.returncode != 0
+    # either what happened, or Lightning's end of the first process
+    assert "Traceback" not in ended.stderr
     assert time.monotonic() - started < 60
     assert no_process_in(folder)
 
@@ -308,6 +310,25 @@ def test_torchrun_uses_one_folder_and_its_restarts_go_on(whole: Path, tmp_path: 
     assert ended.returncode == 0, ended.stderr
     (folder,) = (tmp_path / "runs" / "test").iterdir()
     assert "resumed from last.ckpt" in ended.stdout
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.slow
+def test_slurm_step_stops_on_its_warning_and_goes_on_when_requeued(whole: Path, tmp_path: Path) -> None:
+    """Two tasks with the variables that srun sets; the warning reaches one of them."""
+    script = (str(HERE / "killed.py"), "train", "7", *RUN)
+    shared = {**slurm(2), "MASTER_ADDR": "127.0.0.1", "KILLED_BY": "SIGUSR1", "KILLED_RANK": "1"}
+    for restarts, status in (("0", 138), ("1", 0)):
+        step = {**shared, "SLURM_RESTART_COUNT": restarts, "MASTER_PORT": str(free_port())}
+        tasks = []
+        for rank in ("1", "0"):
+            environment = {**clean_environment(), **step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+            tasks.append(subprocess.Popen([sys.executable, *script], cwd=tmp_path, env=environment))
+            time.sleep(1)  # each would choose a folder of its own
+        assert [task.wait(timeout=120) for task in tasks] == [status, status]
+    assert list((tmp_path / "runs" / "test").iterdir()) == [tmp_path / "runs" / "test" / "slurm_77_3"]
+    folder = tmp_path / "runs" / "test" / "slurm_77_3"
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}  # no hpc_ckpt
     assert_same_run(folder, whole)
 
 

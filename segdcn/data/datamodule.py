@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -165,14 +166,24 @@ def check_world_size(trainer: pl.Trainer) -> None:
 
 
 def worker_init(worker_id: int) -> None:
-    """DataLoader's `worker_init_fn`: one thread, and deaf to what asks a run to stop.
+    """DataLoader's `worker_init_fn`: no threads of OpenCV's, and deaf to what asks a run to stop, unless the run does.
 
-    A launcher sends such a signal to all processes; the run itself stops its workers when it has saved its state.
+    A launcher sends such a signal to all processes, and a run whose workers end cannot finish its batch and save.
     """
     single_threaded_worker(worker_id)
-    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
+    for name in ("SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_run_asks, daemon=True).start()
+
+
+def _end_when_the_run_asks() -> None:
+    """Take SIGTERM from the process that started this one, and from no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class SegmentationDataModule(pl.LightningDataModule):

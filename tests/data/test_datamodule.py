@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -338,3 +340,19 @@ def test_broken_file_is_one_line_also_from_a_worker(tmp_path: Path, workers: int
         fit(workers, {"max_epochs": 1}, data=data)
     assert str(caught.value).startswith(str(tmp_path / "broken.png"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="macOS and Windows cannot tell who sent a signal")
+def test_loading_workers_end_when_their_run_asks_and_for_nobody_else() -> None:
+    data = SegmentationDataModule(Noise(), 1, [32, 32], num_workers=1)
+    batches = iter(data.train_dataloader())
+    next(batches)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    for name in ("TERM", "USR1", "USR2"):
+        subprocess.run(["kill", "-s", name, str(worker.pid)], check=True)  # by a process that is not its parent
+    worker.join(timeout=0.5)
+    assert worker.is_alive()
+    assert len(list(batches)) == 9
+    worker.terminate()
+    worker.join(timeout=10)
+    assert not worker.is_alive()
