@@ -306,7 +306,9 @@ def test_resuming_on_another_number_of_processes_is_refused(whole: Path, tmp_pat
 def test_torchrun_uses_one_folder_and_its_restarts_go_on(whole: Path, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
     every = "callbacks.last_within_epoch.every_n_train_steps=6"
-    ended = process(tmp_path, *torchrun, str(HERE / "killed.py"), "train", "7", *RUN, every, KILLED_RANK="1")
+    # a store that outlives the restart gives new workers the addresses of dead ones
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "KILLED_RANK": "1"}
+    ended = process(tmp_path, *torchrun, str(HERE / "killed.py"), "train", "7", *RUN, every, **variables)
     assert ended.returncode == 0, ended.stderr
     (folder,) = (tmp_path / "runs" / "test").iterdir()
     assert "resumed from last.ckpt" in ended.stdout
