@@ -39,7 +39,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "exit status is 1 where a planned run has no figure.",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
-    command.add_argument("--metric", help="a figure of metrics.json (default: the sweep's own, val/miou)")
+    command.add_argument(
+        "--metric",
+        help="a figure of metrics.json, such as val/pixel_accuracy, or of the test split where segdcn-evaluate has counted"
+        " it (test/miou; default: the sweep's own, val/miou)",
+    )
     command.set_defaults(run=collect)
 
     command = commands.add_parser(

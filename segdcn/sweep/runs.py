@@ -47,6 +47,8 @@ class Run:
 def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     """What ``job`` left behind.
 
+    metric: of the run's own validation, or of a ``segdcn-evaluate split=test`` of its best checkpoint.
+
     Raises: ValueError, one line, for a file that is there and cannot be read, or a metric that the run does not know.
     """
     folder = sweep.path(job)
@@ -56,6 +58,14 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     if not path.is_file():
         return _unfinished(job, folder, paper)
     facts = read_object(path, again)
+    if metric.startswith("test/"):
+        path = folder / "evaluation" / "best_test" / "metrics.json"
+        again = f"segdcn-evaluate checkpoint={shown(folder)}/checkpoints/best.ckpt split=test"
+        if path.is_file():
+            tested = read_object(path, again)
+            facts |= {**tested, "checkpoint": Path(str(tested.get("checkpoint"))).name}
+        else:
+            facts[metric] = None
     if metric not in facts or "/" not in metric:  # without one it is a fact such as the seed
         figures = [key for key in facts if "/" in key]
         closest = difflib.get_close_matches(metric, figures, n=5, cutoff=0) or ["none"]
@@ -64,7 +74,7 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     return Run(
         job,
         "finished",
-        error=f"{metric} is not defined: there was nothing to count" if facts[metric] is None else None,
+        error=None if facts[metric] is not None else _why_none(metric, path, again),
         figure=_number(facts, metric, path, again),
         parameters=_whole(_number(facts, "parameters", path, again)),
         flops=_whole(_number(facts, "flops", path, again)),
@@ -75,6 +85,10 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
         facts=facts,
         environment=read_object(environment, "delete it to do without it") if environment.is_file() else None,
     )
+
+
+def _why_none(metric: str, path: Path, remedy: str) -> str:
+    return f"{metric} is not defined: there was nothing to count" if path.is_file() else f"not evaluated yet: {remedy}"
 
 
 def _unfinished(job: Job, folder: Path, paper: float | None) -> Run:

@@ -457,6 +457,20 @@ def test_what_cannot_be_read_is_one_line_and_overwrites_nothing(
     assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
 
 
+def test_the_test_split_counts_where_it_was_evaluated(made: Path) -> None:
+    runs = read_sweep(made).jobs
+    for number, job in enumerate(runs[:-1]):
+        folder = made / job.folder / "evaluation" / "best_test"
+        folder.mkdir(parents=True)
+        figures = {"test/miou": number / 100, "split": "test", "images": 7, "checkpoint": f"{job.folder}/best.ckpt"}
+        (folder / "metrics.json").write_text(json.dumps(figures))
+    results = collect(made, "test/miou")
+    assert [run.figure for run in results.runs if run.figure is not None] == [n / 100 for n in range(len(runs) - 1)]
+    (lacking,) = results.without_figure
+    assert f"{runs[-1].folder}/checkpoints/best.ckpt split=test" in str(lacking.error)
+    assert any("7 test images, best.ckpt" in note for note in results.notes)
+
+
 @pytest.mark.parametrize("metric", ["val/miuo", "seed", "parameters"])
 def test_metric_that_does_not_exist_is_one_line(made: Path, capsys: pytest.CaptureFixture[str], metric: str) -> None:
     assert call(main, "collect", str(made), "--metric", metric) == 1
