@@ -12,7 +12,7 @@ def collect(options: argparse.Namespace) -> int:
     """Print the table and write the files; exit status 1 where a planned run has no figure."""
     from segdcn.sweep.results import report
 
-    return 0 if report(options.folder, options.metric) else 1
+    return 0 if report(options.folder, options.metric, options.baseline) else 1
 
 
 def status(options: argparse.Namespace) -> int:
@@ -35,14 +35,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "collect",
         help="the table of results",
         description="Prints one row per setting (mean and 95 % interval over seeds, difference to the baseline paired "
-        "by seed, cost) and writes it to the sweep's folder: results.csv, results.json, results.md, results.png. The "
-        "exit status is 1 where a planned run has no figure.",
+        "by seed, cost) and writes it to the sweep's folder: results.csv, .json, .md, .png (of another metric or baseline "
+        "to files of another name). The exit status is 1 where a planned run has no figure.",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
     command.add_argument(
         "--metric",
-        help="a figure of metrics.json, such as val/pixel_accuracy, or of the test split where segdcn-evaluate has counted"
-        " it (test/miou; default: the sweep's own, val/miou)",
+        help="a figure of metrics.json, such as val/pixel_accuracy; of the test split, such as test/miou, where"
+        " segdcn-evaluate has counted it (default: the sweep's own, val/miou)",
+    )
+    command.add_argument(
+        "--baseline",
+        nargs="+",
+        metavar="OVERRIDE",
+        help="the setting that the others are compared with, by some of its overrides (default: the sweep's own)",
     )
     command.set_defaults(run=collect)
 

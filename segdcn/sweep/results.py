@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
 from segdcn.sweep.jobs import Sweep, read_sweep
 from segdcn.sweep.runs import STATES, Run, read_run
 
-FILES = ("results.csv", "results.json", "results.md", "results.png")
+KINDS = ("csv", "json", "md", "png")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Results:
     """All settings of a sweep in its order; ``rich.print`` shows the table, ``write`` leaves the files.
 
     notes, warnings: what a reader must know to understand and to trust the figures, in whole sentences.
+    stem: of the files' names.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Results:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    stem: str = "results"
 
     @property
     def runs(self) -> list[Run]:
@@ -90,7 +93,7 @@ class Results:
         return next(row for row in self.rows if row.is_baseline)
 
     def write(self, folder: Path) -> None:
-        """results.csv, results.json, results.md and results.png, each whole or not at all.
+        """A file of each of ``KINDS``, whole or not at all.
 
         Same runs, same bytes: no time stamps.
         """
@@ -98,26 +101,32 @@ class Results:
 
         picture = plot(self)  # whatever can go wrong does before a file is replaced
         csv, markdown, plain = tables.as_csv(self), tables.as_markdown(self), tables.as_json(self)
-        write_text(folder / "results.csv", csv)
-        write_json(folder / "results.json", plain)
-        write_text(folder / "results.md", markdown)
-        write_bytes(folder / "results.png", picture)
+        write_text(folder / f"{self.stem}.csv", csv)
+        write_json(folder / f"{self.stem}.json", plain)
+        write_text(folder / f"{self.stem}.md", markdown)
+        write_bytes(folder / f"{self.stem}.png", picture)
 
     def __rich__(self) -> Group:
         return tables.as_rich(self)
 
 
-def collect(folder: Path, metric: str | None = None) -> Results:
+def collect(folder: Path, metric: str | None = None, baseline: Sequence[str] | None = None) -> Results:
     """Read the sweep in ``folder``; nothing is written.
 
-    metric: a figure of metrics.json; None is the sweep's own.
+    metric: a figure of metrics.json, or of the test split; None is the sweep's own.
+    baseline: overrides of the setting that the others are compared with; None is the sweep's own.
 
     Raises: ValueError, one line, when sweep.json or a file of a run cannot be read or a run has no such metric. Runs
     that are missing or failed are no error but rows of the results.
     """
     sweep = read_sweep(folder)
-    baseline = sweep.baseline_setting
-    metric = metric or sweep.metric
+    # other tables than the sweep's own have names of their own
+    asked = [metric or "", *(f"than {override}" for override in baseline or ())]
+    stem = "_".join(["results", *(re.sub(r"\W+", "-", part) for part in asked if part)])
+    sweep = replace(
+        sweep, metric=metric or sweep.metric, baseline=sweep.baseline if baseline is None else tuple(baseline)
+    )
+    metric, compared = sweep.metric, sweep.baseline_setting
     runs = {setting: tuple(read_run(sweep, job, metric) for job in jobs) for setting, jobs in sweep.settings.items()}
     figures = {setting: {r.job.seed: r.figure for r in ones if r.figure is not None} for setting, ones in runs.items()}
     rows = tuple(
@@ -125,27 +134,27 @@ def collect(folder: Path, metric: str | None = None) -> Results:
             label=sweep.labels[setting],
             overrides=setting,
             runs=ones,
-            is_baseline=setting == baseline,
+            is_baseline=setting == compared,
             estimate=mean_over_seeds(list(figures[setting].values())),
-            difference=None if setting == baseline else paired_difference(figures[setting], figures[baseline]),
+            difference=None if setting == compared else paired_difference(figures[setting], figures[compared]),
         )
         for setting, ones in runs.items()
     )
     finished = [run for ones in runs.values() for run in ones if run.state == "finished"]
     notes, warnings = tuple(_notes(metric, rows, finished)), tuple(_warnings(sweep, finished))
-    return Results(sweep.name, sweep.command, metric, rows, notes, warnings)
+    return Results(sweep.name, sweep.command, metric, rows, notes, warnings, stem)
 
 
-def report(folder: Path, metric: str | None = None) -> bool:
+def report(folder: Path, metric: str | None = None, baseline: Sequence[str] | None = None) -> bool:
     """Print the results of the sweep in ``folder`` and write them there; returns whether every run has a figure.
 
     Raises: ValueError as ``collect`` does, before anything is written.
     """
-    results = collect(folder, metric)
+    results = collect(folder, metric, baseline)
     results.write(folder)
     console = Console() if sys.stdout.isatty() else Console(width=160)  # in a file nothing has to be folded
     console.print(results)
-    print(f"{', '.join(FILES)} in {shown(folder)}", flush=True)
+    print(f"{results.stem}.{{{','.join(KINDS)}}} in {shown(folder)}", flush=True)
     if results.without_figure:
         lacking, planned = len(results.without_figure), len(results.runs)
         print(f"incomplete: {lacking} of {planned} runs have no figure", file=sys.stderr)

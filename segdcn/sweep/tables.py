@@ -128,7 +128,7 @@ def as_markdown(results: Results) -> str:
         lines += [_code(results.command), ""]
     lines += [_line([_escaped(column.heading) for column in shown]), "|---" * len(shown) + "|"]
     lines += [_line(row) for row in zip(*cells, strict=True)]
-    lines += ["", "![the same figures with their intervals](results.png)"]
+    lines += ["", f"![the same figures with their intervals]({results.stem}.png)"]
     lines += ["", *(f"- {_escaped(note)}" for note in results.notes)]
     lines += [f"- **Warning:** {_escaped(warning)}" for warning in results.warnings]
     if results.without_figure:

@@ -24,7 +24,7 @@ from runs import call, one_line, process
 from segdcn.sweep.__main__ import main, parse_arguments
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
 from segdcn.sweep.jobs import read_sweep
-from segdcn.sweep.results import FILES, Results, collect
+from segdcn.sweep.results import KINDS, Results, collect
 
 PLAIN, DEFORMABLE = "model.deform.layers=0", "model.deform.layers=3"
 FACTS = {
@@ -89,7 +89,7 @@ def made(tmp_path: Path) -> Path:
 def table(results: Results, folder: Path) -> list[dict[str, str]]:
     """results.md's rows, as a Markdown reader splits them."""
     results.write(folder)
-    lines = [line for line in (folder / "results.md").read_text().splitlines() if line.startswith("|")]
+    lines = [line for line in (folder / f"{results.stem}.md").read_text().splitlines() if line.startswith("|")]
     split = [[cell.strip() for cell in line.replace(r"\|", "\0").split("|")[1:-1]] for line in lines]
     assert len({len(cells) for cells in split}) == 1
     return [dict(zip(split[0], (c.replace("\0", "|") for c in cells), strict=True)) for cells in split[2:]]
@@ -340,10 +340,10 @@ def test_same_runs_give_the_same_bytes(made: Path, tmp_path_factory: pytest.Temp
     collect(made).write(made)
     other = tmp_path_factory.mktemp("other") / "moved"
     shutil.copytree(made, other)
-    for name in FILES:
+    for name in [f"results.{kind}" for kind in KINDS]:
         (other / name).unlink()
     collect(other).write(other)
-    for name in FILES:
+    for name in [f"results.{kind}" for kind in KINDS]:
         assert (made / name).read_bytes() == (other / name).read_bytes(), name
     assert not list(made.glob(".*"))
 
@@ -369,7 +369,7 @@ def test_command_prints_the_table_and_writes_the_files(made: Path, capsys: pytes
     shown = capsys.readouterr()
     assert "72.00 ± 2.48" in shown.out
     assert shown.err == ""
-    assert all((made / name).stat().st_size for name in FILES)
+    assert all((made / name).stat().st_size for name in [f"results.{kind}" for kind in KINDS])
     (made / f"{PLAIN}_0" / "metrics.json").unlink()
     assert call(main, "collect", str(made)) == 1  # a script must not take it for complete
     shown = capsys.readouterr()
@@ -457,6 +457,16 @@ def test_what_cannot_be_read_is_one_line_and_overwrites_nothing(
     assert before == {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
 
 
+def test_another_baseline_has_a_table_of_its_own(made: Path) -> None:
+    collect(made).write(made)
+    before = (made / "results.md").read_bytes()
+    plain, deformable = table(collect(made, baseline=[DEFORMABLE]), made)
+    assert (deformable["more than baseline"], plain["more than baseline"][:5]) == ("baseline", "-4.00")
+    assert (made / "results.md").read_bytes() == before
+    with pytest.raises(ValueError, match="none of the sweep's settings"):
+        collect(made, baseline=["model.deform.layers=9"])
+
+
 def test_the_test_split_counts_where_it_was_evaluated(made: Path) -> None:
     runs = read_sweep(made).jobs
     for number, job in enumerate(runs[:-1]):
@@ -477,7 +487,7 @@ def test_metric_that_does_not_exist_is_one_line(made: Path, capsys: pytest.Captu
     message = one_line(capsys.readouterr().err)
     assert f"no figure {metric!r}" in message
     assert "val/miou" in message
-    assert not any((made / name).exists() for name in FILES)
+    assert not any((made / name).exists() for name in [f"results.{kind}" for kind in KINDS])
 
 
 def test_real_run_has_all_columns(first_run: FirstRun, tmp_path: Path) -> None:
