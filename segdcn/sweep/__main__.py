@@ -35,8 +35,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "collect",
         help="the table of results",
         description="Prints one row per setting (mean and 95 % interval over seeds, difference to the baseline paired "
-        "by seed, cost) and writes it to the sweep's folder: results.csv, .json, .md, .png (of another metric or baseline "
-        "to files of another name). The exit status is 1 where a planned run has no figure.",
+        "by seed, cost) and writes it to the sweep's folder: results.csv, .json, .md, .png (of another metric or "
+        "baseline to files of another name). The exit status is 1 where a planned run has no figure.",
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
     command.add_argument(

@@ -120,12 +120,11 @@ def collect(folder: Path, metric: str | None = None, baseline: Sequence[str] | N
     that are missing or failed are no error but rows of the results.
     """
     sweep = read_sweep(folder)
-    # other tables than the sweep's own have names of their own
-    asked = [metric or "", *(f"than {override}" for override in baseline or ())]
-    stem = "_".join(["results", *(re.sub(r"\W+", "-", part) for part in asked if part)])
-    sweep = replace(
-        sweep, metric=metric or sweep.metric, baseline=sweep.baseline if baseline is None else tuple(baseline)
-    )
+    parts = [] if metric in (None, sweep.metric) else [str(metric)]
+    parts += [f"than {override}" for override in baseline or ()]
+    stem = "_".join(["results", *(re.sub(r"\W+", "-", part) for part in parts)])  # the sweep's own table stays
+    asked = sweep.baseline if baseline is None else tuple(baseline)
+    sweep = replace(sweep, metric=metric or sweep.metric, baseline=asked)
     metric, compared = sweep.metric, sweep.baseline_setting
     runs = {setting: tuple(read_run(sweep, job, metric) for job in jobs) for setting, jobs in sweep.settings.items()}
     figures = {setting: {r.job.seed: r.figure for r in ones if r.figure is not None} for setting, ones in runs.items()}

@@ -289,7 +289,7 @@ def test_published_figures_stand_beside_ours(made: Path) -> None:
 def test_loss_is_no_percentage(made: Path) -> None:
     row = table(collect(made, "val/loss"), made)[0]
     assert row["val/loss"] == "0.5000"
-    assert json.loads((made / "results.json").read_text())["metric"] == "val/loss"
+    assert json.loads((made / "results_val-loss.json").read_text())["metric"] == "val/loss"
 
 
 def test_comparisons_are_counted(tmp_path: Path) -> None:
