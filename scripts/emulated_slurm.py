@@ -3,11 +3,10 @@
     apt-get install slurm-wlm munge; pip install -e ".[slurm]"
     python scripts/emulated_slurm.py            # as root, on Debian; about five minutes on two cores
 
-The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed. The
-sweep has two settings with two seeds, each job two DDP processes on a CPU: one setting with both on one node, the
-other with one on each of two nodes. When all jobs have a checkpoint or have ended, a partition of higher priority asks
-for both nodes. The same sweep is then run without SLURM, through submitit's local executor and by the local launcher;
-all must give the same figures to the last digit.
+The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed. A
+sweep of two seeds, each job two DDP processes on a CPU, is run twice: with both processes on one node, and with one on
+each node. When a first job has a checkpoint, a partition of higher priority takes both nodes away. The same sweep is
+then run through submitit's local executor and by the local launcher; all must give the same figures to the last digit.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SWEEP = (
@@ -39,6 +38,15 @@ SWEEP = (
     "seed=0,1",
 )
 PLACES = ("trainer.devices=2", "trainer.devices=1 trainer.num_nodes=2")
+SUBMITIT = ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2")
+SLURM = (
+    "launcher=slurm",
+    "launcher.poll_seconds=2",
+    "launcher.parameters.slurm_partition=main",
+    "launcher.parameters.timeout_min=30",
+    "launcher.parameters.cpus_per_task=1",
+    "launcher.parameters.gpus_per_node=1",
+)
 
 
 def slurm_conf(folder: Path) -> str:
@@ -125,10 +133,10 @@ def output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def until(condition: object, what: str, seconds: float) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float) -> None:
     """Wait for a condition."""
     end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > end:
             raise SystemExit(f"not reached within {seconds:.0f} s: {what}")
         time.sleep(0.5)
@@ -141,17 +149,18 @@ def train(name: str, place: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True)
 
 
-def figures(name: str) -> dict[str, object]:
-    """Each run's figure by its seed."""
+def figures(sweep: subprocess.Popen[str], name: str) -> dict[str, object]:
+    """Each run's figure by its seed, once the sweep has ended."""
+    if sweep.wait() != 0:
+        raise SystemExit(f"the sweep {name} failed with status {sweep.returncode}")
     results = json.loads(Path("sweeps", name, "results.json").read_text())
     return {run["seed"]: run["figure"] for run in results["runs"]}
 
 
-def preempted(name: str) -> None:
+def preempted(sweep: subprocess.Popen[str], name: str) -> None:
     """Take both nodes away from a sweep's jobs for a moment, once each has a checkpoint; then let them go on."""
-    sweep = Path("sweeps", name)
-    begun = lambda: len(list(sweep.glob("*/checkpoints/last.ckpt"))) >= 1  # noqa: E731
-    until(begun, "a first checkpoint of each job", 240)
+    saved = lambda: list(Path("sweeps", name).glob("*/checkpoints/last.ckpt"))  # noqa: E731
+    until(lambda: saved() or sweep.poll() is not None, "a first checkpoint", 240)
     running = output("squeue", "-h", "-p", "main", "-t", "running", "-o", "%i").split()
     print(f"pre-empting {' '.join(running)}", flush=True)
     subprocess.run(
@@ -174,28 +183,11 @@ def main() -> None:
         folder.mkdir()
         with cluster(folder):
             for number, place in enumerate(PLACES):
-                name = f"slurm{number}"
-                options = (
-                    "launcher=slurm",
-                    "launcher.poll_seconds=2",
-                    "launcher.parameters.slurm_partition=main",
-                    "launcher.parameters.timeout_min=30",
-                    "launcher.parameters.cpus_per_task=1",
-                    "launcher.parameters.gpus_per_node=1",
-                )
-                sweep = train(name, place, *options)
-                preempted(name)
-                if sweep.wait() != 0:
-                    raise SystemExit(f"the sweep through SLURM failed with status {sweep.returncode}")
-                found[f"SLURM, {place}, pre-empted"] = figures(name)
-        for name, options in {
-            "submitit": ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2"),
-            "local": (),
-        }.items():
-            sweep = train(name, PLACES[0], *options)
-            if sweep.wait() != 0:
-                raise SystemExit(f"the sweep {name} failed with status {sweep.returncode}")
-            found[name] = figures(name)
+                sweep = train(f"slurm{number}", place, *SLURM)
+                preempted(sweep, f"slurm{number}")
+                found[f"SLURM, {place}, pre-empted"] = figures(sweep, f"slurm{number}")
+        for name, options in {"submitit": SUBMITIT, "local": ()}.items():
+            found[name] = figures(train(name, PLACES[0], *options), name)
         for name, figure in found.items():
             print(f"{name}: {figure}")
         if len({json.dumps(figure, sort_keys=True) for figure in found.values()}) != 1:

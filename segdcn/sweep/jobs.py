@@ -120,6 +120,15 @@ class Sweep:
         }
 
     @property
+    def job_labels(self) -> dict[str, str]:
+        """What to call each job, by its folder: the overrides that not all jobs have, or all of them."""
+        common = set(self.jobs[0].overrides).intersection(*(job.overrides for job in self.jobs))
+        return {
+            job.folder: " ".join([one for one in job.overrides if one not in common] or job.overrides)
+            for job in self.jobs
+        }
+
+    @property
     def baseline_setting(self) -> Setting:
         """The setting with which the others are compared.
 

@@ -220,12 +220,26 @@ class JobTask:
                 record.write(folder)
                 if record.state == "failed":
                     raise RuntimeError(record.error)
+                if record.state == "stopped" and "SLURM_JOB_ID" in os.environ:
+                    _queue_again()
 
     def checkpoint(self) -> Any:
-        """Called by submitit when the cluster is about to take the machine away: end the run, queue the job again."""
+        """Called by submitit, which queues the job again, at SLURM's warning before its time is over: end the run."""
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
         return DelayedSubmission(JobTask(self.job, self.folder, self.metric))
+
+
+def _queue_again() -> None:
+    """Queue this SLURM job again, if it was asked to end for another one's sake and not cancelled.
+
+    Where pre-emption leaves a job time (GraceTime), one that ends within it has ended for SLURM.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job_id = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    asked = ["squeue", "--noheader", f"--jobs={job_id}", "--format=%T"]
+    if subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "RUNNING":
+        subprocess.run(["scontrol", "requeue", job_id], check=True)

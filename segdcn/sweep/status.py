@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress, read_sweep
 
@@ -64,9 +65,10 @@ def time_left(job: Job, progress: Progress, now: float) -> float | None:
 
 def status_table(sweep: Sweep, jobs: Sequence[Job], progress: dict[str, Progress], now: float) -> Table:
     """One row per job: its state, epoch, best figure, time so far and left."""
-    table = Table("job", "state", title=f"{sweep.name}: {count(jobs, progress)}", title_justify="left")
+    table = Table("job", "state", title=Text(f"{sweep.name}: {count(progress)}"), title_justify="left")
     for heading in ("epoch", f"best {sweep.metric}", "time", "left"):
         table.add_column(heading, justify="right")
+    labels = sweep.job_labels
     for job in jobs:
         now_at = progress[job.folder]
         record = now_at.record
@@ -74,8 +76,8 @@ def status_table(sweep: Sweep, jobs: Sequence[Job], progress: dict[str, Progress
         seconds = record.seconds + (now - record.started if record.started and record.state == "running" else 0)
         left = time_left(job, now_at, now)
         table.add_row(
-            " ".join(job.overrides),
-            f"[{STYLES[record.state]}]{state}[/]",
+            Text(labels[job.folder]),
+            Text(state, STYLES[record.state]),
             _length(job, now_at),
             "" if math.isnan(now_at.best) else f"{100 * now_at.best:.2f}",
             duration(seconds) if seconds else "",
@@ -90,11 +92,11 @@ def _length(job: Job, progress: Progress) -> str:
     return f"step {progress.steps}/{job.steps}" if job.steps is not None else str(progress.epochs)
 
 
-def count(jobs: Sequence[Job], progress: dict[str, Progress]) -> str:
+def count(progress: dict[str, Progress]) -> str:
     """Such as ``3 of 15 finished, 2 running, 1 failed``."""
-    states = Counter(progress[job.folder].record.state for job in jobs)
+    states = Counter(one.record.state for one in progress.values())
     rest = [f"{states[state]} {state}" for state in ("running", "stopped", "failed", "waiting") if states[state]]
-    return ", ".join([f"{states['finished']} of {len(jobs)} finished", *rest])
+    return ", ".join([f"{states['finished']} of {len(progress)} finished", *rest])
 
 
 def duration(seconds: float) -> str:
@@ -111,6 +113,7 @@ class Display:
         self.sweep, self.jobs = sweep, jobs
         self.console = Console(highlight=False)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self._labels = sweep.job_labels
         self._progress: dict[str, Progress] = {}
         self._next = 0.0
 
@@ -134,7 +137,12 @@ class Display:
         before = self._progress
         self._progress = {job.folder: self._read(job) for job in self.jobs}
         if self.live is not None:
-            self.live.update(status_table(self.sweep, self.jobs, self._progress, time.time()), refresh=True)
+            shown = self.jobs
+            if len(shown) > self.console.height - 6:  # what would not fit: the jobs of which there is no news
+                quiet = ("waiting", "finished")
+                shown = [job for job in shown if self._progress[job.folder].record.state not in quiet]
+            table = status_table(self.sweep, shown, self._progress, time.time())
+            self.live.update(table, refresh=True)
             return
         for number, job in enumerate(self.jobs, 1):
             record = self._progress[job.folder].record
@@ -142,7 +150,7 @@ class Display:
                 continue
             old = before[job.folder].record
             if (record.state, record.attempts) != (old.state, old.attempts):
-                self.note(f"{number:>3}/{len(self.jobs)} {' '.join(job.overrides)}: {self._event(job)}")
+                self.note(f"{number:>3}/{len(self.jobs)} {self._labels[job.folder]}: {self._event(job)}")
 
     def note(self, line: str) -> None:
         """One line for the user, above the table or after the other lines."""
