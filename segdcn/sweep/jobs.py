@@ -333,11 +333,13 @@ def clear(folder: Path) -> None:
 
 def train_command(job: Job, folder: Path) -> list[str]:
     """The command that begins the job's run, or goes on with it from its last checkpoint."""
-    command = [sys.executable, "-m", "segdcn.train", "hydra.mode=RUN"]
+    command = [sys.executable, "-m", "segdcn.train"]
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        place = [argument for argument in job.arguments if argument.lstrip("+").partition("=")[0] in PLACE_KEYS]
-        return [*command, f"resume={_quoted(folder)}", *place]
-    return [*command, *job.arguments, f"output_dir={_quoted(folder)}"]
+        place = [argument.lstrip("+") for argument in job.arguments if _parts(argument)[0] in PLACE_KEYS]
+        # the config is the checkpoint's; the one that Hydra composes before may lack a key of its data set
+        place = [f"++{argument}" for argument in place]
+        return [*command, "hydra.mode=RUN", f"resume={_quoted(folder)}", *place]
+    return [*command, *job.arguments, "hydra.mode=RUN", f"output_dir={_quoted(folder)}"]
 
 
 def _quoted(path: Path) -> str:

@@ -112,7 +112,7 @@ def test_command_begins_a_run_and_resumes_one_that_has_a_checkpoint(tmp_path: Pa
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     resume = train_command(job, folder)
-    assert "dataset.root=there" in resume
+    assert "++dataset.root=there" in resume
     assert not {"seed=1", "optimizer.lr=0.1"} & set(resume)
     for command, key in ((begin, "output_dir"), (resume, "resume")):
         (parsed,) = [one for one in OverridesParser.create().parse_overrides(command[3:]) if one.key_or_group == key]

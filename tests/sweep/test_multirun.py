@@ -16,7 +16,7 @@ from runs import BARE, call, one_line, process
 
 from segdcn import train
 from segdcn.assembly import CONFIG_PATH
-from segdcn.sweep.jobs import Job, Sweep, read_sweep
+from segdcn.sweep.jobs import Job, Sweep, read_sweep, train_command
 from segdcn.sweep.local import LocalLauncher
 
 SWEEPS = sorted(path.stem for path in (Path(CONFIG_PATH) / "sweep").glob("*.yaml") if path.stem != "default")
@@ -69,6 +69,24 @@ def test_a_sweep_may_grow_by_seeds(planned: list[Sweep]) -> None:
     call(train.main, "-m", "sweep.name=mine", "seed=0,1,2")
     call(train.main, "-m", "sweep.name=mine", "seed=0")
     assert [len(sweep.jobs) for sweep in planned] == [2, 3, 3]
+
+
+def test_jobs_find_a_users_own_config(planned: list[Sweep], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine", "dataset").mkdir(parents=True)
+    Path("mine", "dataset", "ponds.yaml").write_text(
+        "# @package _global_\ndataset: {_target_: ponds.Ponds, root: '???'}\ndatamodule: {crop_size: [64, 64]}\n"
+    )
+    call(train.main, "-m", "--config-dir", "mine", "dataset=ponds", "dataset.root='a=b'", "seed=0,1")
+    (sweep,) = planned
+    capsys.readouterr()
+    folder = sweep.path(sweep.jobs[1])
+    for checkpoint in (False, True):
+        command = train_command(sweep.jobs[1], folder)[3:]
+        assert call(train.main, *command, "--cfg", "job") == 0
+        assert "root: a=b" in capsys.readouterr().out
+        assert ("dataset=ponds" in command) != checkpoint
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
 
 
 @pytest.mark.parametrize(
