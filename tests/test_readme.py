@@ -10,6 +10,8 @@ from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from runs import compose
 
@@ -52,6 +54,11 @@ def test_command_exists_and_composes(command: str) -> None:
         return
     if program == "segdcn-sweep":
         parse_sweep_arguments(arguments)
+        return
+    if arguments[:1] == ["-m"]:
+        overrides = OverridesParser.create().parse_overrides(arguments[1:])
+        for job in BasicSweeper.split_arguments(overrides, None)[0]:
+            compose("train", "name=test", *job)
         return
     if any(argument.startswith("-") for argument in arguments):
         assert set(arguments) <= {"--help"}
