@@ -30,7 +30,7 @@ ALLOWED = {
     "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.jobs": {"segdcn.run_folder"},
     "segdcn.sweep.local": {"torch", "segdcn.sweep"},
-    "segdcn.sweep.slurm": {"submitit", "segdcn.sweep"},
+    "segdcn.sweep.slurm": {"submitit", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.runs": {"yaml", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.estimate": {"scipy"},
     "segdcn.sweep.plot": {"matplotlib", "segdcn.sweep"},

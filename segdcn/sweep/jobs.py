@@ -260,7 +260,6 @@ class Record:
     seconds: all attempts that ended, together.  started: when the running one began, in seconds since 1970.
     epochs_before: those that were done then.
     error: why the last attempt failed.  final: whether another one would fail in the same way.
-    job_id: the cluster's.
     """
 
     state: State = "waiting"
@@ -270,7 +269,6 @@ class Record:
     epochs_before: int = 0
     error: str | None = None
     final: bool = False
-    job_id: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write it atomically."""

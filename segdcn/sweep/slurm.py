@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from segdcn.run_folder import write_json
 from segdcn.sweep.jobs import (
     Job,
     Sweep,
@@ -22,6 +23,7 @@ from segdcn.sweep.jobs import (
     ended,
     is_finished,
     locked,
+    read_object,
     read_record,
     train_command,
     train_environment,
@@ -85,9 +87,9 @@ class SlurmLauncher:
         left = [job for job in jobs if not is_finished(sweep.path(job))]
         retries = dict.fromkeys((job.folder for job in left), self.retries)
         missed = dict.fromkeys((job.folder for job in left), 0)
-        queue = _Queue(self.cluster)
+        queue = _Queue(self.cluster, sweep.folder)
         with Signals() as signals, Display(sweep, jobs) as display:
-            self._submit(sweep, [job for job in left if not queue.holds(sweep.path(job))], queue)
+            self._submit(sweep, [job for job in left if not queue.holds(job.folder)], queue)
             while left and not signals.received:
                 display.update()
                 signals.wait(self.poll_seconds)
@@ -95,7 +97,7 @@ class SlurmLauncher:
                 again = []
                 for job in list(left):
                     folder = sweep.path(job)
-                    missed[job.folder] = 0 if queue.holds(folder) else missed[job.folder] + 1
+                    missed[job.folder] = 0 if queue.holds(job.folder) else missed[job.folder] + 1
                     if is_finished(folder):
                         left.remove(job)
                     elif missed[job.folder] >= POLLS_UNTIL_LOST:
@@ -112,7 +114,7 @@ class SlurmLauncher:
                 self._submit(sweep, again, queue)
             if signals.received:
                 if self.cluster == "slurm":
-                    ids = " ".join(read_record(sweep.path(job)).job_id or "" for job in left)
+                    ids = " ".join(queue.submitted[job.folder] for job in left)
                     display.note(
                         f"the jobs go on; the same command takes them up again, this one cancels: scancel {ids}"
                     )
@@ -134,50 +136,58 @@ class SlurmLauncher:
             given = {key: value for key, value in self.parameters.items() if on_slurm or not key.startswith("slurm_")}
             executor = submitit.AutoExecutor(sweep.folder / "submitit" / "%j", cluster=self.cluster)
             executor.update_parameters(name=sweep.name, **{**needs, **given})
-            with executor.batch():
-                submitted = [executor.submit(JobTask(job, str(sweep.path(job)), sweep.metric)) for job in members]
-            for job, one in zip(members, submitted, strict=True):
+            for job in members:
                 folder = sweep.path(job)
-                record = replace(read_record(folder), job_id=one.job_id)
-                if record.state != "running":  # it may have begun already
-                    record = replace(record, state="waiting", error=None, final=False)
-                record.write(folder)
-                queue.add(one)
+                folder.mkdir(parents=True, exist_ok=True)
+                replace(read_record(folder), state="waiting", started=None, error=None, final=False).write(folder)
+            try:
+                with executor.batch():
+                    submitted = [executor.submit(JobTask(job, str(sweep.path(job)), sweep.metric)) for job in members]
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # sbatch's words, as submitit has them
+                raise ValueError(f"the cluster takes no jobs: {error}") from error
+            queue.add({job.folder: one for job, one in zip(members, submitted, strict=True)})
 
 
 class _Queue:
-    """Which of the submitted jobs wait or run."""
+    """Which jobs of a sweep are in the cluster's queue: they wait or run.
 
-    def __init__(self, cluster: str) -> None:
+    submitted: the cluster's id of each job, by its folder; kept in a file, so that a sweep that is started again
+    knows it.
+    """
+
+    def __init__(self, cluster: str, sweep: Path) -> None:
         self._on_slurm = cluster == "slurm"
-        self._listed: set[str] | None = None
-        self._submitted: dict[str, Any] = {}
+        self._sweep = sweep
+        self._listed: set[str] | None = set()
+        self._of_submitit: dict[str, Any] = {}
+        path = sweep / "submitit" / "jobs.json"
+        self.submitted: dict[str, str] = read_object(path, "delete it") if path.is_file() else {}
         self.look()
 
-    def add(self, job: Any) -> None:
-        """A job of submitit's that was submitted after the last look."""
-        self._submitted[job.job_id] = job
+    def add(self, jobs: Mapping[str, Any]) -> None:
+        """Jobs of submitit's, by their folders, that were submitted after the last look."""
+        self._of_submitit |= jobs
+        self.submitted |= {folder: job.job_id for folder, job in jobs.items()}
+        write_json(self._sweep / "submitit" / "jobs.json", self.submitted)
         if self._listed is not None:
-            self._listed.add(job.job_id)
+            self._listed |= {job.job_id for job in jobs.values()}
 
     def look(self) -> None:
         """Ask SLURM; where it does not answer, nothing is known until it does."""
         if self._on_slurm:
-            asked = subprocess.run(
-                ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"],
-                capture_output=True,
-                text=True,
-            )
-            self._listed = set(asked.stdout.split()) if asked.returncode == 0 else None
+            asked = ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"]
+            answer = subprocess.run(asked, capture_output=True, text=True)
+            self._listed = set(answer.stdout.split()) if answer.returncode == 0 else None
 
-    def holds(self, folder: Path) -> bool:
-        """Whether the job in ``folder`` waits or runs, or nothing is known of it."""
-        job_id = read_record(folder).job_id
+    def holds(self, folder: str) -> bool:
+        """Whether the job of that folder was submitted, and waits or runs for all that is known."""
+        if folder not in self.submitted:
+            return False
         if self._on_slurm:
-            return self._listed is None or job_id in self._listed
-        if job_id in self._submitted and not self._submitted[job_id].done():
+            return self._listed is None or self.submitted[folder] in self._listed
+        if folder in self._of_submitit and not self._of_submitit[folder].done():
             return True
-        with locked(folder / "job.lock") as lock:  # of a task that outlived its coordinator
+        with locked(self._sweep / folder / "job.lock") as lock:  # of a task that outlived its coordinator
             return lock is None
 
 

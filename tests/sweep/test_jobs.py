@@ -182,10 +182,10 @@ def test_why_an_attempt_failed(tmp_path: Path, status: int, log: str, error: str
 
 def test_progress_comes_from_the_runs_own_files(tmp_path: Path) -> None:
     assert read_progress(tmp_path, "val/miou").record == Record()
-    Record("running", attempts=2, started=1.0, job_id="7_1").write(tmp_path)
+    Record("running", attempts=2, started=1.0).write(tmp_path)
     (tmp_path / "metrics.csv").write_text("epoch,step,val/miou\n0,10,0.25\n1,20,\n2,30,0.75\n3,40,0.5\n")
     now = read_progress(tmp_path, "val/miou")
-    assert (now.record.state, now.record.job_id, now.epochs, now.steps, now.best) == ("running", "7_1", 4, 40, 0.75)
+    assert (now.record.state, now.epochs, now.steps, now.best) == ("running", 4, 40, 0.75)
     assert math.isnan(read_progress(tmp_path, "val/loss").best)
     (tmp_path / "metrics.json").write_text(json.dumps({"val/miou": 0.875}))
     finished = read_progress(tmp_path, "val/miou")

@@ -197,4 +197,8 @@ def test_a_sweep_killed_ten_times_ends_like_the_undisturbed_one(tmp_path: Path) 
         end_of(sweep)
     last = subprocess.run([*command, "sweep.name=killed"], cwd=tmp_path, env=environment, capture_output=True)
     assert last.returncode == 0, last.stderr
-    assert table(tmp_path / "sweeps" / "killed") == table(tmp_path / "sweeps" / "whole")
+    killed = tmp_path / "sweeps" / "killed"
+    assert table(killed) == table(tmp_path / "sweeps" / "whole")
+    # the moments were such that it mattered
+    assert sum(json.loads(path.read_text())["attempts"] for path in killed.glob("*/job.json")) >= 10
+    assert any("resumed from last.ckpt" in path.read_text() for path in killed.glob("*/output.log"))
