@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,19 @@ def _assert_equal(one: Any, other: Any, where: str) -> None:
             _assert_equal(a, b, f"{where}.{number}")
     else:
         assert one == other, where
+
+
+def timeless(folder: Path) -> dict[str, str]:
+    """The lines of metrics.csv and metrics.json that no clock has a part in."""
+    texts = {name: (folder / name).read_text() for name in ("metrics.csv", "metrics.json")}
+    return {name: re.sub(r'.*"(training_seconds|seconds_per_image)".*\n', "", text) for name, text in texts.items()}
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Equal to the last bit, but for how long it took."""
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_same_checkpoint(folder / "checkpoints" / name, whole / "checkpoints" / name)
+    assert timeless(folder) == timeless(whole)
 
 
 def make_camvid(root: Path, train: int = 8, val: int = 3, size: tuple[int, int] = (72, 96)) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import BARE, assert_same_checkpoint, call, clean_environment, compose, one_line, process
+from runs import BARE, assert_same_run, call, clean_environment, compose, one_line, process
 from torch import Tensor
 
 from segdcn import evaluate, processes, train
@@ -234,13 +234,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert names == {"config.yaml", "environment.json", "metrics.csv", "metrics.json", "checkpoints"}
     assert json.loads((cwd / "run" / "metrics.json").read_text())["images"] == 7
     return cwd / "run"
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    for name in ("last.ckpt", "best.ckpt"):
-        assert_same_checkpoint(folder / "checkpoints" / name, whole / "checkpoints" / name)
-    for name in ("metrics.csv", "metrics.json"):
-        assert (folder / name).read_text() == (whole / name).read_text()
 
 
 def no_process_in(folder: Path) -> bool:

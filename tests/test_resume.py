@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, assert_same_checkpoint, call, compose, one_line, process
+from runs import BARE, assert_same_run, call, compose, one_line, process, timeless
 
 from segdcn.task import SegmentationTask
 from segdcn.train import main, train
@@ -41,18 +40,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def steps_saved(folder: Path) -> int:
     return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
-
-
-def timeless(folder: Path) -> dict[str, str]:
-    """The lines of metrics.csv and metrics.json that no clock has a part in."""
-    texts = {name: (folder / name).read_text() for name in ("metrics.csv", "metrics.json")}
-    return {name: re.sub(r'.*"(training_seconds|seconds_per_image)".*\n', "", text) for name, text in texts.items()}
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    for name in ("last.ckpt", "best.ckpt"):
-        assert_same_checkpoint(folder / "checkpoints" / name, whole / "checkpoints" / name)
-    assert timeless(folder) == timeless(whole)
 
 
 @pytest.mark.parametrize(
