@@ -4,9 +4,10 @@
     python scripts/emulated_slurm.py            # as root, on Debian; about five minutes on two cores
 
 The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed. A
-sweep of two seeds, each job two DDP processes on a CPU, is run twice: with both processes on one node, and with one on
-each node. When a first job has a checkpoint, a partition of higher priority takes both nodes away. The same sweep is
-then run through submitit's local executor and by the local launcher; all must give the same figures to the last digit.
+sweep of two seeds, each job two DDP processes on a CPU, is run twice: with both processes on one node, where a partition
+of higher priority takes the nodes away once there is a checkpoint; and with one on each node, where the jobs get the
+warning that their time is over. The same sweep is then run through submitit's local executor and by the local launcher,
+and one training as a plain SLURM step; all must give the same figures to the last digit.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ SWEEP = (
     "logger=none",
     "seed=0,1",
 )
-PLACES = ("trainer.devices=2", "trainer.devices=1 trainer.num_nodes=2")
 SUBMITIT = ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=2")
 SLURM = (
     "launcher=slurm",
@@ -157,19 +157,47 @@ def figures(sweep: subprocess.Popen[str], name: str) -> dict[str, object]:
     return {run["seed"]: run["figure"] for run in results["runs"]}
 
 
-def preempted(sweep: subprocess.Popen[str], name: str) -> None:
-    """Take both nodes away from a sweep's jobs for a moment, once each has a checkpoint; then let them go on."""
-    saved = lambda: list(Path("sweeps", name).glob("*/checkpoints/last.ckpt"))  # noqa: E731
-    until(lambda: saved() or sweep.poll() is not None, "a first checkpoint", 240)
-    running = output("squeue", "-h", "-p", "main", "-t", "running", "-o", "%i").split()
-    print(f"pre-empting {' '.join(running)}", flush=True)
-    subprocess.run(
-        ["sbatch", "--wait", "-p", "first", "-N2", "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2"]
-    )
+def saved(sweep: subprocess.Popen[str], name: str) -> list[str]:
+    """Wait until a job of the sweep has a checkpoint; returns those that run."""
+    files = lambda: list(Path("sweeps", name).glob("*/checkpoints/last.ckpt"))  # noqa: E731
+    until(lambda: files() or sweep.poll() is not None, "a first checkpoint", 240)
+    return output("squeue", "-h", "-r", "-p", "main", "-t", "running", "-o", "%i").split()
+
+
+def preempted(jobs: list[str]) -> None:
+    """Another partition takes both nodes for a moment."""
+    print(f"pre-empting {' '.join(jobs)}", flush=True)
+    other = "sbatch --wait --partition=first --nodes=2 --exclusive --mem=0 --output=/dev/null --wrap".split()
+    subprocess.run([*other, "sleep 2"])
+
+
+def warned(jobs: list[str]) -> None:
+    """The signal by which submitit asks SLURM to be warned before a job's time is over."""
+    print(f"warning {' '.join(jobs)}", flush=True)
+    for job in jobs:
+        subprocess.run(["scancel", "--signal=USR2", job])
+    until(lambda: not output("squeue", "-h", "-t", "running", "-o", "%i").split(), "jobs that end on a warning", 60)
+
+
+def released() -> None:
+    """Let jobs that were queued again start at once, where SLURM would let two minutes pass."""
     waiting = output("squeue", "-h", "-r", "-t", "pending", "-o", "%i").split()
     print(f"queued again: {' '.join(waiting)}", flush=True)
-    for job in waiting:  # SLURM would let two minutes pass
+    for job in waiting:
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
+
+
+def step(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One training of the sweep as a SLURM step, without any launcher."""
+    training = [*SWEEP[:-1], "seed=0", f"output_dir={Path('step').absolute()}"]
+    tasks = [argument for argument in arguments if argument.startswith("--")]
+    trainer = [argument for argument in arguments if not argument.startswith("--")]
+    command = ["srun", "--partition=main", *tasks, sys.executable, "-m", "segdcn.train", *training, *trainer]
+    print("$", " ".join(command[:5]), "...", *trainer, flush=True)
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+RUNS = (("trainer.devices=2", preempted), ("trainer.devices=1 trainer.num_nodes=2", warned))
 
 
 def main() -> None:
@@ -182,17 +210,27 @@ def main() -> None:
         folder = Path(temporary, "cluster")
         folder.mkdir()
         with cluster(folder):
-            for number, place in enumerate(PLACES):
-                sweep = train(f"slurm{number}", place, *SLURM)
-                preempted(sweep, f"slurm{number}")
-                found[f"SLURM, {place}, pre-empted"] = figures(sweep, f"slurm{number}")
+            for (place, disturb), name in zip(RUNS, ("slurm0", "slurm1"), strict=True):
+                sweep = train(name, place, *SLURM)
+                disturb(saved(sweep, name))
+                released()
+                found[f"SLURM, {place}, {disturb.__name__}"] = figures(sweep, name)
+            refused = step("--ntasks=1", "trainer.devices=2")
+            if refused.returncode == 0 or "but SLURM started 1" not in refused.stderr:
+                raise SystemExit(f"one task for two devices was not refused: {refused.stderr}")
+            ended = step("--nodes=2", "--ntasks-per-node=1", "trainer.num_nodes=2", "trainer.devices=1")
+            if ended.returncode:
+                raise SystemExit(f"the step failed: {ended.stderr}")
+            direct = json.loads(Path("step", "metrics.json").read_text())["val/miou"]
         for name, options in {"submitit": SUBMITIT, "local": ()}.items():
-            found[name] = figures(train(name, PLACES[0], *options), name)
+            found[name] = figures(train(name, "trainer.devices=2", *options), name)
         for name, figure in found.items():
             print(f"{name}: {figure}")
         if len({json.dumps(figure, sort_keys=True) for figure in found.values()}) != 1:
             raise SystemExit("the figures differ")
-        print("all figures are equal")
+        if direct != found["local"]["0"]:
+            raise SystemExit(f"the step's figure differs: {direct}")
+        print(f"all figures are equal; so is that of a step without a launcher, {direct}")
 
 
 if __name__ == "__main__":
