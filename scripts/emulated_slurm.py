@@ -3,9 +3,10 @@
     apt-get install slurm-wlm munge; pip install -e ".[slurm]"
     python scripts/emulated_slurm.py            # as root, on Debian; about five minutes on two cores
 
-The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed. A
-sweep of two seeds, each job two DDP processes on a CPU, is run twice: with both processes on one node, where a partition
-of higher priority takes the nodes away once there is a checkpoint; and with one on each node, where the jobs get the
+The nodes are two slurmd processes with two pretended GPUs each; nothing outside a temporary folder is changed.
+
+A sweep of two seeds, each job two DDP processes on a CPU, is run twice: with both processes on one node, which a
+partition of higher priority takes away once there is a checkpoint; and with one on each node, where the jobs get the
 warning that their time is over. The same sweep is then run through submitit's local executor and by the local launcher,
 and one training as a plain SLURM step; all must give the same figures to the last digit.
 """
@@ -124,8 +125,10 @@ def cluster(folder: Path) -> Iterator[None]:
         time.sleep(2)
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
+        time.sleep(5)
         for process in processes:
-            process.wait(timeout=30)
+            process.kill()
+            process.wait()
 
 
 def output(*command: str) -> str:
@@ -167,8 +170,8 @@ def saved(sweep: subprocess.Popen[str], name: str) -> list[str]:
 def preempted(jobs: list[str]) -> None:
     """Another partition takes both nodes for a moment."""
     print(f"pre-empting {' '.join(jobs)}", flush=True)
-    other = "sbatch --wait --partition=first --nodes=2 --exclusive --mem=0 --output=/dev/null --wrap".split()
-    subprocess.run([*other, "sleep 2"])
+    options = ("--wait", "--partition=first", "--nodes=2", "--exclusive", "--mem=0", "--output=/dev/null")
+    subprocess.run(["sbatch", *options, "--wrap", "sleep 2"])
 
 
 def warned(jobs: list[str]) -> None:

@@ -239,7 +239,9 @@ class JobTask:
 
         if self._process is not None:
             self._process.terminate()
-            self._process.wait()
+            # not Popen.wait: this runs as a signal's handler, on top of the wait that holds its lock
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(JobTask(self.job, self.folder, self.metric))
 
 

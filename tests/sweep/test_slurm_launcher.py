@@ -157,14 +157,21 @@ def test_a_task_runs_the_job_and_passes_the_warning_on(tmp_path: Path, monkeypat
     )
     monkeypatch.setattr("segdcn.sweep.slurm.train_command", lambda job, folder: [sys.executable, "-c", script])
     task = JobTask(Job("x", ("seed=0",)), str(tmp_path), "val/miou")
+    again: list[Any] = []
 
     def warn() -> None:
         while not (tmp_path / "begun").exists():
             time.sleep(0.05)
-        assert isinstance(task.checkpoint().function, JobTask)
+        os.kill(os.getpid(), signal.SIGUSR2)
 
+    # as submitit does: the handler runs within the task that waits for its process
+    before = signal.signal(signal.SIGUSR2, lambda *_: again.append(task.checkpoint()))
     threading.Thread(target=warn).start()
-    task()
+    try:
+        task()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert isinstance(again[0].function, JobTask)
     assert read_record(tmp_path).state == "stopped"
     script = "print('error: no file at x'); raise SystemExit(1)"
     monkeypatch.setattr("segdcn.sweep.slurm.train_command", lambda job, folder: [sys.executable, "-c", script])
