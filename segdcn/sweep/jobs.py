@@ -287,7 +287,7 @@ def read_record(folder: Path) -> Record:
 class Progress:
     """How far a job is, from its files alone, so that any process can tell.
 
-    epochs, steps: done so far.  best: the metric's best so far, a fraction; NaN where there is none yet.
+    epochs, steps: done so far.  best: the metric's best so far, of a loss the least; NaN where there is none yet.
     """
 
     record: Record
@@ -313,7 +313,18 @@ def read_progress(folder: Path, metric: str) -> Progress:
                 seconds = record.seconds + (folder / "metrics.json").stat().st_mtime - record.started
                 record = replace(record, seconds=seconds, started=None)
             figures = [float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[metric])]
-    return Progress(record, epochs, steps, max(figures, default=math.nan))
+    best = min if is_loss(metric) else max
+    return Progress(record, epochs, steps, best(figures, default=math.nan))
+
+
+def is_loss(metric: str) -> bool:
+    """The one figure that is no fraction, and better when it is less."""
+    return metric.endswith("loss")
+
+
+def shown_figure(value: float, metric: str) -> str:
+    """A figure as a reader sees it: in percent, a loss as it is."""
+    return f"{value:.4f}" if is_loss(metric) else f"{100 * value:.2f}"
 
 
 def is_finished(folder: Path) -> bool:

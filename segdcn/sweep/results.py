@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from segdcn.run_folder import shown, write_bytes, write_json, write_text
 from segdcn.sweep import tables
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
-from segdcn.sweep.jobs import Sweep, read_sweep
+from segdcn.sweep.jobs import Sweep, is_loss, read_sweep
 from segdcn.sweep.runs import STATES, Run, read_run
 
 KINDS = ("csv", "json", "md", "png")
@@ -161,7 +161,7 @@ def report(folder: Path, metric: str | None = None, baseline: Sequence[str] | No
 
 
 def _notes(metric: str, rows: tuple[Row, ...], finished: list[Run]) -> Iterable[str]:
-    unit = "" if tables.is_loss(metric) else " in percent"
+    unit = "" if is_loss(metric) else " in percent"
     yield (
         f"{metric}{unit}; ± is half the 95 % interval of the mean over seeds (Student's t). One run alone has none, "
         "and neither have equal figures."

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress, read_sweep
+from segdcn.sweep.jobs import Job, Progress, Sweep, is_finished, locked, read_progress, read_sweep, shown_figure
 
 STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
 REFRESH_SECONDS = 2.0
@@ -79,7 +79,7 @@ def status_table(sweep: Sweep, jobs: Sequence[Job], progress: dict[str, Progress
             Text(labels[job.folder]),
             Text(state, STYLES[record.state]),
             _length(job, now_at),
-            "" if math.isnan(now_at.best) else f"{100 * now_at.best:.2f}",
+            "" if math.isnan(now_at.best) else shown_figure(now_at.best, sweep.metric),
             duration(seconds) if seconds else "",
             "" if left is None else duration(left),
         )
@@ -170,5 +170,6 @@ class Display:
             after = f" after epoch {record.epochs_before}" if record.epochs_before else ""
             return f"started{after}" + (f", attempt {record.attempts}" if record.attempts > 1 else "")
         if record.state == "finished":
-            return f"finished, {self.sweep.metric} {100 * now_at.best:.2f}, {duration(record.seconds)}"
+            metric = self.sweep.metric
+            return f"finished, {metric} {shown_figure(now_at.best, metric)}, {duration(record.seconds)}"
         return f"{record.state}: {record.error}" if record.error else record.state

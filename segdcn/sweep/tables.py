@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segdcn.sweep.estimate import CONFIDENCE
+from segdcn.sweep.jobs import is_loss, shown_figure
 from segdcn.sweep.runs import STATES
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
 class _Column(NamedTuple):
     heading: str
     cells: list[str]
-
-
-def is_loss(metric: str) -> bool:
-    """The one figure that is no fraction."""
-    return metric.endswith("loss")
-
-
-def percent(value: float, metric: str) -> str:
-    """A figure as it is shown: in percent, a loss as it is."""
-    return f"{value:.4f}" if is_loss(metric) else f"{100 * value:.2f}"
 
 
 def columns(results: Results) -> list[_Column]:
@@ -57,7 +48,7 @@ def columns(results: Results) -> list[_Column]:
         _Column("GFLOPs", [_cost(row.median("flops"), 1e-9) for row in rows]),
         _Column("training", [_duration(row.median("training_seconds")) for row in rows]),
         _Column("inference, ms per image", [_cost(row.median("seconds_per_image"), 1e3) for row in rows]),
-        _Column("paper, %", ["" if row.paper is None else percent(row.paper, metric) for row in rows]),
+        _Column("paper, %", ["" if row.paper is None else shown_figure(row.paper, metric) for row in rows]),
     ]
     return shown + [column for column in optional if column is not None and any(column.cells)]
 
@@ -73,15 +64,15 @@ def _of_seed(row: Row, seed: str | None, metric: str) -> str:
     if run is None:  # not planned
         return ""
     if run.figure is not None:
-        return percent(run.figure, metric)
+        return shown_figure(run.figure, metric)
     return "no figure" if run.state == "finished" else run.state
 
 
 def _estimate(estimate: Estimate | None, metric: str) -> str:
     if estimate is None:
         return "-"
-    mean = percent(estimate.mean, metric)
-    return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, metric)}"
+    mean = shown_figure(estimate.mean, metric)
+    return mean if estimate.half is None else f"{mean} ± {shown_figure(estimate.half, metric)}"
 
 
 def _difference(row: Row, metric: str) -> str:

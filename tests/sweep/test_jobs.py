@@ -183,10 +183,12 @@ def test_why_an_attempt_failed(tmp_path: Path, status: int, log: str, error: str
 def test_progress_comes_from_the_runs_own_files(tmp_path: Path) -> None:
     assert read_progress(tmp_path, "val/miou").record == Record()
     Record("running", attempts=2, started=1.0).write(tmp_path)
-    (tmp_path / "metrics.csv").write_text("epoch,step,val/miou\n0,10,0.25\n1,20,\n2,30,0.75\n3,40,0.5\n")
+    rows = ("epoch,step,val/miou,val/loss", "0,10,0.25,2", "1,20,,", "2,30,0.75,0.5", "3,40,0.5,1")
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
     now = read_progress(tmp_path, "val/miou")
     assert (now.record.state, now.epochs, now.steps, now.best) == ("running", 4, 40, 0.75)
-    assert math.isnan(read_progress(tmp_path, "val/loss").best)
+    assert read_progress(tmp_path, "val/loss").best == 0.5
+    assert math.isnan(read_progress(tmp_path, "val/other").best)
     (tmp_path / "metrics.json").write_text(json.dumps({"val/miou": 0.875}))
     finished = read_progress(tmp_path, "val/miou")
     assert (finished.record.state, finished.best) == ("finished", 0.875)
