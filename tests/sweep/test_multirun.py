@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -52,6 +53,17 @@ def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
     assert not any("dataset.root" in override for job in sweep.jobs for override in job.overrides)
     assert set(data) <= set(sweep.jobs[0].arguments)
     assert sweep.baseline_setting == sweep.jobs[0].setting
+
+
+def test_a_users_own_sweep_is_planned_as_the_readme_writes_it(planned: list[Sweep]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (text,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", readme, re.M | re.S) if "MULTIRUN" in block]
+    Path("my_conf", "sweep").mkdir(parents=True)
+    Path("my_conf", "sweep", "rates.yaml").write_text(text)
+    call(train.main, "--config-dir", "my_conf", "sweep=rates")
+    (sweep,) = planned
+    assert (sweep.folder.name, len(sweep.jobs)) == ("rates", 9)
+    assert sweep.baseline_setting == ("optimizer.lr=0.003",)
 
 
 def test_a_sweep_without_a_name_finds_its_folder_again(planned: list[Sweep]) -> None:
