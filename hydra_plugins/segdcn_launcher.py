@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 if TYPE_CHECKING:
-    from segdcn.sweep.jobs import Job, Sweep
+    from segdcn.sweep.plan import Job, Sweep
 
 MOST_JOBS = 200
 
@@ -68,7 +68,7 @@ class SegdcnLauncher(Launcher):
         from hydra.utils import instantiate
 
         from segdcn.run_folder import shown
-        from segdcn.sweep.jobs import read_sweep
+        from segdcn.sweep.plan import read_sweep
 
         if len(job_overrides) > MOST_JOBS and not self.config.sweep.confirm:
             raise ValueError(f"this sweep has {len(job_overrides)} jobs: add sweep.confirm=true if it is meant")
@@ -121,7 +121,7 @@ class SegdcnLauncher(Launcher):
         return Path("sweeps") / str(name)
 
     def _sweep(self, job_overrides: Sequence[Sequence[str]]) -> "Sweep":
-        from segdcn.sweep.jobs import Sweep
+        from segdcn.sweep.plan import Sweep
 
         options, folder = self.config.sweep, self._folder()
         jobs = tuple(self._job(overrides) for overrides in job_overrides)
@@ -135,7 +135,7 @@ class SegdcnLauncher(Launcher):
         )
 
     def _job(self, overrides: Sequence[str]) -> "Job":
-        from segdcn.sweep.jobs import Job, job_folder
+        from segdcn.sweep.plan import Job, job_folder
 
         for key in ("output_dir", "resume"):
             if any(override.startswith(f"{key}=") for override in overrides):
@@ -185,7 +185,7 @@ def _missing(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _is_telling(override: str) -> bool:
     """Whether an override makes another job, rather than tell where and how it is run."""
-    from segdcn.sweep.jobs import PLACE_KEYS
+    from segdcn.sweep.plan import PLACE_KEYS
 
     key = override.lstrip("+~").partition("=")[0]
     return key not in PLACE_KEYS and key.partition(".")[0] not in ("sweep", "launcher")

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from segdcn.sweep.jobs import (
-    Job,
     Record,
-    Sweep,
     begun,
     clear,
     ended,
@@ -24,6 +22,7 @@ from segdcn.sweep.jobs import (
     train_command,
     train_environment,
 )
+from segdcn.sweep.plan import Job, Sweep
 from segdcn.sweep.status import Display
 
 POLL_SECONDS = 0.05

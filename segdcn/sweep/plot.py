@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segdcn.sweep.jobs import is_loss
+from segdcn.sweep.plan import is_loss
 
 if TYPE_CHECKING:
     from segdcn.sweep.results import Results

@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from segdcn.run_folder import shown, write_bytes, write_json, write_text
 from segdcn.sweep import tables
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
-from segdcn.sweep.jobs import Sweep, is_loss, read_sweep
+from segdcn.sweep.plan import Sweep, is_loss, read_sweep
 from segdcn.sweep.runs import STATES, Run, read_run
 
 KINDS = ("csv", "json", "md", "png")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segdcn.run_folder import shown
-from segdcn.sweep.jobs import Job, Sweep, read_object
+from segdcn.sweep.plan import Job, Sweep, read_object
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
 """Of a run: metrics.json is there; as job.json says; nothing has been started."""

@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdcn.run_folder import write_json
-from segdcn.sweep.jobs import (
-    Job,
-    Sweep,
-    begun,
-    clear,
-    ended,
-    is_finished,
-    locked,
-    read_object,
-    read_record,
-    train_command,
-    train_environment,
-)
+from segdcn.sweep.jobs import begun, clear, ended, is_finished, locked, read_record, train_command, train_environment
 from segdcn.sweep.local import Signals, SweepStopped
+from segdcn.sweep.plan import Job, Sweep, read_object
 from segdcn.sweep.status import Display
 
 # A job that is no longer in the queue may have written its last files on another machine.

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segdcn.sweep.estimate import CONFIDENCE
-from segdcn.sweep.jobs import is_loss, shown_figure
+from segdcn.sweep.plan import is_loss, shown_figure
 from segdcn.sweep.runs import STATES
 
 if TYPE_CHECKING:

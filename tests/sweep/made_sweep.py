@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segdcn.sweep.jobs import Job, Sweep
+from segdcn.sweep.plan import Job, Sweep
 
 FINISH = "open('metrics.json', 'w').write('{\"val/miou\": 0.5}')"
 

@@ -17,19 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_sweep import made_sweep
 
-from segdcn.sweep.jobs import (
-    Job,
-    Record,
-    clear,
-    ended,
-    job_folder,
-    locked,
-    read_progress,
-    read_record,
-    read_sweep,
-    train_command,
-    train_environment,
-)
+from segdcn.sweep.jobs import Record, clear, ended, locked, read_progress, read_record, train_command, train_environment
+from segdcn.sweep.plan import Job, job_folder, read_sweep
 
 CONFIG: dict[str, Any] = {
     "seed": 0,

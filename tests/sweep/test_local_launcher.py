@@ -14,8 +14,9 @@ import pytest
 import torch
 from made_sweep import FINISH, made_sweep, scripts
 
-from segdcn.sweep.jobs import Job, locked, read_record
+from segdcn.sweep.jobs import locked, read_record
 from segdcn.sweep.local import LocalLauncher, SweepStopped, visible_gpus
+from segdcn.sweep.plan import Job
 
 MODULE = "segdcn.sweep.local"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

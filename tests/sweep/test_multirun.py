@@ -17,8 +17,9 @@ from runs import BARE, call, one_line, process
 
 from segdcn import train
 from segdcn.assembly import CONFIG_PATH
-from segdcn.sweep.jobs import Job, Sweep, read_sweep, train_command
+from segdcn.sweep.jobs import train_command
 from segdcn.sweep.local import LocalLauncher
+from segdcn.sweep.plan import Job, Sweep, read_sweep
 
 SWEEPS = sorted(path.stem for path in (Path(CONFIG_PATH) / "sweep").glob("*.yaml") if path.stem != "default")
 JOBS = {"shapes_layers": 15, "shapes_atrous": 12, "modern_voc": 18, "modern_cityscapes": 18}

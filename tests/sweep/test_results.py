@@ -23,7 +23,7 @@ from runs import call, one_line, process
 
 from segdcn.sweep.__main__ import main, parse_arguments
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
-from segdcn.sweep.jobs import read_sweep
+from segdcn.sweep.plan import read_sweep
 from segdcn.sweep.results import KINDS, Results, collect
 
 PLAIN, DEFORMABLE = "model.deform.layers=0", "model.deform.layers=3"

@@ -23,8 +23,9 @@ import submitit
 from made_sweep import made_sweep
 from runs import BARE, process
 
-from segdcn.sweep.jobs import Job, Record, read_record
+from segdcn.sweep.jobs import Record, read_record
 from segdcn.sweep.local import SweepStopped
+from segdcn.sweep.plan import Job
 from segdcn.sweep.slurm import JobTask, SlurmLauncher, _queue_again
 
 
