@@ -24,6 +24,7 @@ WRONG = (230, 40, 40)
 GREEN, RED = (40, 230, 90), (255, 50, 40)
 HATCH_DARK, HATCH_LIGHT = (48, 48, 48), (104, 104, 104)
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
@@ -98,6 +99,51 @@ def comparison_panel(
     if not valid.all():
         legend.append(("ignored", _hatch(SWATCH_SIZE, SWATCH_SIZE)))
     return _sheet(tiles, legend, title)
+
+
+def overlay(
+    image: Bytes,
+    label: Array,
+    class_names: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    alpha: float = 0.5,
+    legend: str = "present",
+) -> Image.Image:
+    """The image at its own size with the classes' colours over it, above a legend whose letters grow with it.
+
+    Args:
+        image: uint8 (H, W, 3), not normalised.
+        label: integers (H, W), 0..K-1.
+        class_names, palette: K names and K colours.
+        alpha: share of the colours, 0 (image alone) to 1 (colours alone).
+        legend: "present" names the classes that occur, "all" every class (frames of a video keep one size), "none"
+            leaves the legend out.
+
+    Raises:
+        ValueError: sizes differ, a class has no colour, or alpha or legend is none of the above.
+    """
+    _check_image(image)
+    if label.shape != image.shape[:2]:
+        raise ValueError(f"label {label.shape} and image {image.shape[:2]} must have the same height and width")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
+    if legend not in ("present", "all", "none"):
+        raise ValueError(f"legend must be present, all or none, got {legend!r}")
+    colours = colorize(label, palette)
+    blended = Image.fromarray(cv2.addWeighted(image, 1 - alpha, colours, alpha, 0).astype(np.uint8, copy=False))
+    if legend == "none":
+        return blended
+    size = max(SWATCH_SIZE, round(max(label.shape) / 50))
+    font = ImageFont.load_default(size=size)
+    present = np.unique(label) if legend == "present" else range(len(palette))
+    entries = [(class_names[k], np.full((size, size, 3), palette[k], np.uint8)) for k in present]
+    places, bottom = _legend_places(entries, blended.width, blended.height + size // 2, font, size)
+    # an image narrower than a class's name is given room for it
+    widths = [x + 2 * size + round(font.getlength(name)) for (name, _), (x, _) in zip(entries, places, strict=True)]
+    sheet = Image.new("RGB", (max(blended.width, *widths), bottom + size // 4), BACKGROUND)
+    sheet.paste(blended)
+    _draw_legend(sheet, entries, places, font, size)
+    return sheet
 
 
 def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]], title: str = "") -> Image.Image:
@@ -194,14 +240,8 @@ def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], titl
     width = MARGIN + columns * cell_width
     top = MARGIN + (line + 8 if title else 0)
 
-    places, x, y = [], MARGIN, top + rows * cell_height
-    for name, _ in legend:
-        entry_width = SWATCH_SIZE + 6 + round(font.getlength(name)) + 20
-        if x > MARGIN and x + entry_width > width:
-            x, y = MARGIN, y + line
-        places.append((x, y))
-        x += entry_width
-    height = y + (line + MARGIN // 2 if legend else 0)
+    places, bottom = _legend_places(legend, width, top + rows * cell_height, font, SWATCH_SIZE)
+    height = bottom + (MARGIN // 2 if legend else 0)
 
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
@@ -211,8 +251,30 @@ def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], titl
         x, y = MARGIN + column * cell_width, top + row * cell_height
         draw.text((x, y), caption, TEXT, font)
         sheet.paste(Image.fromarray(tile), (x, y + line))
+    _draw_legend(sheet, legend, places, font, SWATCH_SIZE)
+    return sheet
+
+
+def _legend_places(
+    legend: list[tuple[str, Bytes]], width: int, top: int, font: Font, size: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Upper left corner of each entry, in lines that wrap at ``width``, and where the last line ends."""
+    line, gap, margin = 3 * size // 2, 3 * size // 8, 3 * size // 4
+    places, x, y = [], margin, top
+    for name, _ in legend:
+        entry_width = size + gap + round(font.getlength(name)) + 5 * size // 4
+        if x > margin and x + entry_width > width:
+            x, y = margin, y + line
+        places.append((x, y))
+        x += entry_width
+    return places, y + (line if legend else 0)
+
+
+def _draw_legend(
+    sheet: Image.Image, legend: list[tuple[str, Bytes]], places: list[tuple[int, int]], font: Font, size: int
+) -> None:
+    draw = ImageDraw.Draw(sheet)
     for (name, swatch), (x, y) in zip(legend, places, strict=True):
         sheet.paste(Image.fromarray(swatch), (x, y + 2))
-        draw.rectangle((x, y + 2, x + SWATCH_SIZE - 1, y + 1 + SWATCH_SIZE), outline=TEXT)
-        draw.text((x + SWATCH_SIZE + 6, y), name, TEXT, font)
-    return sheet
+        draw.rectangle((x, y + 2, x + size - 1, y + 1 + size), outline=TEXT)
+        draw.text((x + size + 3 * size // 8, y), name, TEXT, font)

@@ -13,7 +13,7 @@ from miniatures import make_voc
 from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
-from segdcn import evaluate, train
+from segdcn import evaluate, predict, train
 from segdcn.data import __main__ as data
 from segdcn.sweep import __main__ as sweep
 
@@ -43,6 +43,7 @@ def test_console_scripts_are_the_modules() -> None:
     scripts = {script.name: script for script in entry_points(group="console_scripts") if script.name[:6] == "segdcn"}
     assert scripts["segdcn-train"].load() is train.main
     assert scripts["segdcn-evaluate"].load() is evaluate.main
+    assert scripts["segdcn-predict"].load() is predict.main
     assert scripts["segdcn-data"].load() is data.main
     assert scripts["segdcn-sweep"].load() is sweep.main
 
@@ -71,6 +72,7 @@ def test_console_scripts_are_the_modules() -> None:
                 "inference.flip=true",
             ),
         ),
+        (predict, ("checkpoint=", "input=", "output=", "probabilities=true", "inference.window=", "_labels.png")),
     ],
 )
 def test_help_names_the_main_options(

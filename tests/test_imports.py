@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdcn"
-COMMANDS = {"segdcn.train", "segdcn.evaluate", "segdcn.data.__main__", "segdcn.benchmark", "segdcn.sweep.__main__"}
+COMMANDS = {
+    "segdcn.train",
+    "segdcn.evaluate",
+    "segdcn.predict",
+    "segdcn.data.__main__",
+    "segdcn.benchmark",
+    "segdcn.sweep.__main__",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Everything outside the standard library that a part may import; the longest matching name counts.
@@ -26,6 +33,16 @@ ALLOWED = {
     "segdcn.data.check": {"torch", "numpy", "rich", "segdcn.data"},
     "segdcn.data.__main__": {"hydra", "omegaconf", "rich", "segdcn.assembly", "segdcn.data"},
     "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
+    "segdcn.predictor": {
+        "torch",
+        "numpy",
+        "PIL",
+        "segdcn.data",
+        "segdcn.evaluation",
+        "segdcn.models",
+        "segdcn.panels",
+        "segdcn.run_folder",
+    },
     "segdcn.models.cost": {"torch", "segdcn.ops"},
     "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.plan": {"segdcn.run_folder"},

@@ -131,6 +131,10 @@ class EvalTransform:
         """Shape: (H, W, 3), (H, W) uint8 -> float32 (3, H, W), int64 (H, W)."""
         return _to_tensors(self.normalize(image=image)["image"], label)
 
+    def image(self, image: Array) -> Tensor:
+        """An image without a label; uint8 (H, W, 3) -> float32 (3, H, W)."""
+        return torch.from_numpy(np.ascontiguousarray(self.normalize(image=image)["image"].transpose(2, 0, 1)))
+
 
 def single_threaded_worker(worker_id: int) -> None:
     """DataLoader's `worker_init_fn`: parallel workers must not start OpenCV threads of their own as well."""

@@ -55,7 +55,13 @@ class Inference:
             )
 
     @property
-    def _stride(self) -> Sequence[int]:
+    def single_run(self) -> bool:
+        """Whether the image is seen once, neither scaled nor mirrored (but perhaps by windows)."""
+        return tuple(self.scales) == (1.0,) and not self.flip
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """Of the window, down and to the right in pixels; empty without a window."""
         return self.stride or [math.ceil(2 * side / 3) for side in self.window or ()]
 
     def __call__(self, network: Network, image: Tensor) -> Tensor:
@@ -64,7 +70,7 @@ class Inference:
         Besides the network's own memory, the sum and one run's logits are alive: scales are added one by one
         (within ``torch.inference_mode()`` or ``no_grad``; gradients would keep every run).
         """
-        if tuple(self.scales) == (1.0,) and not self.flip:
+        if self.single_run:
             return self._run(network, image)
         size = (image.shape[2], image.shape[3])
         total: Tensor | None = None
@@ -86,12 +92,12 @@ class Inference:
     def _run(self, network: Network, image: Tensor) -> Tensor:
         if self.window is None:
             return network(image)
-        return slide(network, image, self.window, self._stride)
+        return slide(network, image, self.window, self.steps)
 
     def __str__(self) -> str:
         """In words, for tables and metrics.json."""
         parts = [
-            "whole image" if self.window is None else f"window {_pixels(self.window)}, stride {_pixels(self._stride)}"
+            "whole image" if self.window is None else f"window {_pixels(self.window)}, stride {_pixels(self.steps)}"
         ]
         parts.append(
             "single scale"
@@ -141,6 +147,34 @@ def slide(network: Network, image: Tensor, window: Sequence[int], stride: Sequen
             count[here] += 1
     assert total is not None
     return total.div_(count)
+
+
+def slide_classes(network: Network, image: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """``slide(...).argmax(dim=1)`` as uint8, (N, 3, H, W) -> (N, H, W), for images whose logits no memory holds.
+
+    The same sums in the same order, hence the same classes; only the rows that one row of windows covers are kept.
+    """
+    rows, columns = (_starts(*sides) for sides in zip(image.shape[2:], window, stride, strict=True))
+    height, width = min(window[0], image.shape[2]), min(window[1], image.shape[3])
+    if len(rows) == len(columns) == 1:
+        return network(image).argmax(dim=1).to(torch.uint8)
+    classes = image.new_empty(image.shape[0], *image.shape[2:], dtype=torch.uint8)
+    total: Tensor | None = None
+    count = image.new_zeros(height, image.shape[3], dtype=torch.float32)
+    for top, following in zip(rows, [*rows[1:], image.shape[2]], strict=True):
+        for left in columns:
+            logits = network(image[..., top : top + height, left : left + width])
+            if total is None:
+                total = _empty_sum(logits, (height, image.shape[3]))
+            total[..., left : left + width] += logits
+            count[:, left : left + width] += 1
+        assert total is not None
+        done = following - top  # rows that no later window reaches
+        classes[:, top:following] = (total[:, :, :done] / count[:done]).argmax(dim=1)
+        for values in (total, count):
+            kept = values[..., done:, :].clone()
+            values.zero_()[..., : height - done, :] = kept
+    return classes
 
 
 def _empty_sum(logits: Tensor, size: Size) -> Tensor:

@@ -1,0 +1,364 @@
+"""segdcn.load: a checkpoint's network, applied to images of any size; neither Hydra nor Lightning.
+
+Legend: K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from segdcn.data.dataset import read_image
+from segdcn.data.transforms import EvalTransform
+from segdcn.evaluation.inference import Inference, slide_classes
+from segdcn.models import Deform, build_deeplab
+from segdcn.panels import overlay
+from segdcn.run_folder import load_checkpoint
+
+Array: TypeAlias = npt.NDArray[Any]
+Photo: TypeAlias = "Array | str | Path"
+
+# Up to so many pixels an image is seen whole, whatever memory there is; no window of its own choice is smaller.
+SMALL_SIDE = 512
+PROBE_SIDE = 128
+# Peak memory of a run over the largest inputs and outputs of one module, which the operators' own buffers and the
+# maps that wait for the head exceed: measured 2.8 (resnet_tiny) to 3.2 (resnet50, mobilenet_v2).
+MEMORY_FACTOR = 4
+UNKNOWN_MEMORY = 2 << 30  # bytes taken to be free where the system does not tell
+
+_ORIENTATION_TAG = 0x0112
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass
+class Prediction:
+    """What a network sees in one image.
+
+    image: uint8 (H, W, 3) RGB, as the network saw it: upright, without alpha.
+    labels: uint8 (H, W), 0..K-1.
+    class_names, palette: K names, K RGB colours.
+    inference: how the network was applied, in words.
+    """
+
+    image: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.uint8]
+    class_names: Sequence[str]
+    palette: Sequence[Sequence[int]]
+    inference: str
+    _compute: Callable[[], npt.NDArray[np.float32]] = field(repr=False)
+
+    @cached_property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """float32 (K, H, W), softmax of the logits.
+
+        They take 4·K bytes a pixel, so that they are not kept unless ``predictor(..., probabilities=True)`` asked for
+        them: the network is applied a second time when they are first looked at.
+        """
+        return self._compute()
+
+    def overlay(self, alpha: float = 0.5, legend: str = "present") -> Image.Image:
+        """The classes' colours over the image, with a legend; see ``segdcn.panels.overlay``."""
+        return overlay(self.image, self.labels, self.class_names, self.palette, alpha, legend)
+
+    def palette_image(self) -> Image.Image:
+        """The labels as a palette image: a viewer shows the colours, numpy reads the class numbers."""
+        picture = Image.fromarray(self.labels)
+        picture.putpalette([value for colour in self.palette for value in colour])
+        return picture
+
+
+class Predictor:
+    """Applies one network to images; called as ``predictor(image)``, see ``__call__``.
+
+    Args:
+        network: normalised images (1, 3, H, W) → logits (1, K, H, W).
+        class_names, palette: K names, K RGB colours.
+        transform: uint8 (H, W, 3) → float32 (3, H, W) by its ``image``.
+        inference: scales, mirror images and windows. Without a window an image is seen whole as long as memory
+            allows, and by windows as large as memory allows beyond.
+        device: where the network is.
+        max_pixels: the most pixels (of the scaled image) that are seen at once; None asks the device's free memory.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        transform: EvalTransform,
+        inference: Inference | None = None,
+        device: torch.device | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"max_pixels must be positive, got {max_pixels}")
+        self.device = device or torch.device("cpu")
+        self.network = network.to(self.device).eval()
+        self.class_names, self.palette = list(class_names), [tuple(colour) for colour in palette]
+        self.inference = inference or Inference()
+        self.max_pixels = max_pixels
+        self._transform = transform
+
+    @overload
+    def __call__(self, image: Photo, probabilities: bool = False) -> Prediction: ...
+
+    @overload
+    def __call__(self, image: list[Photo], probabilities: bool = False) -> list[Prediction]: ...
+
+    def __call__(self, image: Photo | list[Photo], probabilities: bool = False) -> Prediction | list[Prediction]:
+        """Predict an image, or each one of a list.
+
+        Args:
+            image: a file; or RGB, RGBA (alpha is dropped) or grey pixels, uint8 or uint16 (scaled to 8 bits), of
+                shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W). A file is turned upright as its EXIF orientation
+                asks. Images of a list may differ in size: they are seen one by one.
+            probabilities: keep the probabilities, instead of a second run when they are looked at.
+
+        Raises:
+            ValueError, FileNotFoundError: one line; a file that is no image, pixels of another kind, or not enough
+                memory for the image.
+        """
+        if isinstance(image, list):
+            return [self(one, probabilities) for one in image]
+        pixels = as_rgb(image) if isinstance(image, np.ndarray) else read_photo(Path(image))
+        inference = self._inference_for(*pixels.shape[:2])
+        with torch.inference_mode(), _one_line_when_memory_ends(pixels):
+            batch = self._batch(pixels)
+            kept: npt.NDArray[np.float32] | None = None
+            if not probabilities and inference.window is not None and inference.single_run:
+                classes = slide_classes(self.network, batch, inference.window, inference.steps)
+            else:
+                logits = inference(self.network, batch)
+                classes = logits.argmax(dim=1).to(torch.uint8)
+                kept = _softmax(logits) if probabilities else None
+            labels = classes[0].cpu().numpy()
+
+        def compute() -> npt.NDArray[np.float32]:
+            if kept is not None:
+                return kept
+            with torch.inference_mode(), _one_line_when_memory_ends(pixels):
+                return _softmax(inference(self.network, self._batch(pixels)))
+
+        return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
+
+    def _batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        return self._transform.image(pixels)[None].to(self.device)
+
+    def _inference_for(self, height: int, width: int) -> Inference:
+        """With windows of our own choice where the image is too large to be seen whole and none are asked for."""
+        pixels = height * width * max(self.inference.scales) ** 2
+        if self.inference.window is not None or (self.max_pixels is None and pixels <= SMALL_SIDE**2):
+            return self.inference
+        limit = self.max_pixels or max(SMALL_SIDE**2, self._affordable_pixels())
+        if pixels <= limit:
+            return self.inference
+        side = math.isqrt(limit)
+        side -= side % 32 if side >= 64 else 0  # whole cells of every output stride
+        return replace(self.inference, window=(side, side))
+
+    def _affordable_pixels(self) -> int:
+        """Pixels whose run takes half of the free memory: the other half is the image's own and its result's."""
+        return int(free_memory(self.device) / 2 / self._bytes_per_pixel)
+
+    @cached_property
+    def _bytes_per_pixel(self) -> float:
+        """Memory of a run, from the tensors that go through the modules for a small image."""
+        largest = 0
+
+        def measure(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal largest
+            largest = max(largest, _bytes(inputs) + _bytes(output))
+
+        hooks = [module.register_forward_hook(measure) for module in self.network.modules()]
+        try:
+            with torch.inference_mode():
+                self.network(torch.zeros(1, 3, PROBE_SIDE, PROBE_SIDE, device=self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return MEMORY_FACTOR * largest / PROBE_SIDE**2
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    inference: Inference | None = None,
+    max_pixels: int | None = None,
+    network: nn.Module | None = None,
+) -> Predictor:
+    """The network of a checkpoint, ready to predict: ``predictor = segdcn.load("best.ckpt"); predictor("a.jpg")``.
+
+    Args:
+        path: a checkpoint that ``segdcn-train`` wrote.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
+        inference, max_pixels: see ``Predictor``.
+        network: for a checkpoint of a network of your own: the network, built as it was for the training. Those of
+            ``segdcn.models.build_deeplab`` are built here; nothing else that a checkpoint names is called.
+
+    Raises:
+        FileNotFoundError, ValueError: one line; no such file, a damaged one, one that does not fit its network, or a
+            device that is not there.
+    """
+    path = Path(path)
+    chosen = _device(device)
+    state = load_checkpoint(path)
+    description = state["segdcn"]
+    config, class_names = description["config"], description["class_names"]
+    network = network or _build(config, len(class_names), path)
+    prefix = "network."
+    weights = {key[len(prefix) :]: value for key, value in state["state_dict"].items() if key.startswith(prefix)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its network: {' '.join(str(error).split())}") from error
+    data = config.get("datamodule", {})
+    # our own recipes leave them at ImageNet's, which are the default
+    transform = EvalTransform(**{key: data[key] for key in ("mean", "std") if data.get(key) is not None})
+    return Predictor(network, class_names, description["palette"], transform, inference, chosen, max_pixels)
+
+
+def _build(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
+    """What Hydra would build of the config's model, without its pretrained weights.
+
+    Other targets are refused, not called: a checkpoint may come from anywhere.
+    """
+    model, deform = dict(config["model"]), dict(config["model"].get("deform") or {})
+    for part, expected in ((model, "segdcn.models.build_deeplab"), (deform, "segdcn.models.Deform")):
+        target = part.pop("_target_", expected)
+        if target != expected:
+            raise ValueError(
+                f"{path} holds a network of {target}, not of {expected}: build it yourself and give it to"
+                " segdcn.load(path, network=NETWORK)"
+            )
+    model |= {"weights": None, "deform": None}
+    settings = [{key: _plain(value, config) for key, value in part.items()} for part in (model, deform)]
+    try:
+        return build_deeplab(**settings[0] | {"num_classes": num_classes, "deform": Deform(**settings[1])})
+    except TypeError as error:  # a key that this version does not know
+        raise ValueError(f"{path} describes a network that cannot be built here: {error}") from error
+
+
+def _plain(value: Any, config: Mapping[str, Any]) -> Any:
+    """A value of the config; ``${other.key}`` is looked up, which is all that an experiment of a user's may hold."""
+    while isinstance(value, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+        found: Any = config
+        for key in reference[1].split("."):
+            if not isinstance(found, Mapping) or key not in found:
+                raise ValueError(f"the checkpoint's config refers to {value}, which it does not hold")
+            found = found[key]
+        value = found
+    return value
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a name that is none; a device that is not there
+        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def read_photo(path: Path) -> npt.NDArray[np.uint8]:
+    """Read an image file as the network sees it: uint8 (H, W, 3), turned upright as its EXIF orientation asks.
+
+    Apart from that the pixels are those of ``segdcn.data.dataset.read_image``, hence of an evaluation.
+
+    Raises: FileNotFoundError, or DataError (a ValueError) when it is no image; one line that names the file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no image at {path}")
+    pixels = read_image(path)
+    try:
+        with Image.open(path) as image:
+            turned = _TURNED.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # EXIF data that are damaged, beside pixels that are not
+        return pixels
+    return pixels if turned is None else np.array(Image.fromarray(pixels).transpose(turned))
+
+
+def as_rgb(pixels: Array) -> npt.NDArray[np.uint8]:
+    """Grey, RGB or RGBA pixels of 8 or 16 bits as uint8 (H, W, 3); see ``Predictor.__call__``.
+
+    Raises: ValueError for another shape or type.
+    """
+    wrong = pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape
+    if wrong or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            "an image must be uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"
+            f" got {pixels.dtype} {pixels.shape}"
+        )
+    if pixels.dtype == np.uint16:
+        pixels = (pixels // 257).astype(np.uint8)  # 65535 is 255
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3])
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on the device; 2 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    found = []
+    try:
+        text = Path("/proc/meminfo").read_text()
+        found += [1024 * int(kilobytes) for kilobytes in re.findall(r"^MemAvailable:\s+(\d+)", text, re.MULTILINE)]
+    except OSError:
+        pass
+    try:  # a container's own limit
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        pass
+    return max(0, min(found)) if found else UNKNOWN_MEMORY
+
+
+def _bytes(values: Any) -> int:
+    """Of all tensors in a module's inputs or outputs."""
+    if isinstance(values, Tensor):
+        return values.nbytes
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return sum(map(_bytes, values))
+    return 0
+
+
+def _softmax(logits: Tensor) -> npt.NDArray[np.float32]:
+    result: npt.NDArray[np.float32] = logits[0].float().softmax(dim=0).cpu().numpy()
+    return result
+
+
+@contextlib.contextmanager
+def _one_line_when_memory_ends(pixels: Array) -> Iterator[None]:
+    """torch's words for it differ by device and are many lines."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise ValueError(
+            f"{pixels.shape[1]}×{pixels.shape[0]} pixels need more memory than there is: give a smaller window, such"
+            " as inference.window=[512,512]"
+        ) from error
