@@ -133,7 +133,7 @@ class EvalTransform:
 
     def image(self, image: Array) -> Tensor:
         """An image without a label; uint8 (H, W, 3) -> float32 (3, H, W)."""
-        return torch.from_numpy(np.ascontiguousarray(self.normalize(image=image)["image"].transpose(2, 0, 1)))
+        return _image_tensor(self.normalize(image=image)["image"])
 
 
 def single_threaded_worker(worker_id: int) -> None:
@@ -193,5 +193,8 @@ def _resize(array: Array, size: tuple[int, int], interpolation: int) -> Array:
 
 
 def _to_tensors(image: np.ndarray[Any, np.dtype[np.float32]], label: Array) -> tuple[Tensor, Tensor]:
-    channels_first = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return torch.from_numpy(channels_first), torch.from_numpy(np.ascontiguousarray(label)).long()
+    return _image_tensor(image), torch.from_numpy(np.ascontiguousarray(label)).long()
+
+
+def _image_tensor(image: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
