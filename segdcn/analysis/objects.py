@@ -70,4 +70,5 @@ def box_under(boxes: Integers, rows: Integers, columns: Integers) -> Integers:
 def cell_centres(cells: int, pixels: int) -> Integers:
     """The image pixel nearest to each cell's centre, for a map of ``cells`` cells over ``pixels`` pixels: (cells,)."""
     centres = (np.arange(cells) + 0.5) * (pixels / cells) - 0.5
-    return np.rint(centres).clip(0, pixels - 1).astype(np.int64)
+    nearest: Integers = np.rint(centres).clip(0, pixels - 1).astype(np.int64)
+    return nearest

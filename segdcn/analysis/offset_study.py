@@ -118,7 +118,8 @@ class _LayerSums:
         self.lengths += torch.bincount((length / BIN).long().clamp(max=LONGEST - 1), minlength=LONGEST).numpy()
         self.length_sum += float(length.sum())
         self.longest = max(self.longest, float(length.max()))
-        self.outside += int(outside_map(*call.taps.unbind(dim=3), *call.input_size).sum())
+        y, x = call.taps.unbind(dim=3)
+        self.outside += int(outside_map(y, x, *call.input_size).sum())
         # a map's sides are rounded up, so that the largest ratio is the stride
         ratios = [image / cells for image, cells in zip(label.shape, call.input_size, strict=True)]
         self.map_pixel = max(self.map_pixel, *ratios)
@@ -140,7 +141,8 @@ class _LayerSums:
         by_object = np.concatenate(self.by_object)
         wide = math.ceil(longest / BIN / BARS)  # fine bins in a bar
         bars = np.add.reduceat(self.lengths, np.arange(0, LONGEST, wide))[:BARS]
-        sizes = {name: by_object[size == k].sum(axis=0) for k, name in enumerate(SIZES)}
+        sums = {name: by_object[size == k].sum(axis=0) for k, name in enumerate(SIZES)}
+        sums |= {"background": self.background, "all": self.all}
         return {
             "name": self.call.name,
             "deformable": self.call.deformable,
@@ -157,18 +159,16 @@ class _LayerSums:
                 "counts": bars.tolist(),
                 "beyond": samples - int(bars.sum()),
             },
-            "effective_dilation": {
-                name: _moments(sums)
-                for name, sums in (sizes | {"background": self.background, "all": self.all}).items()
-            },
-            "by_class": {name: _moments(sums) for name, sums in zip(class_names, self.by_class, strict=True)},
+            "effective_dilation": {name: _moments(of) for name, of in sums.items()},
+            "by_class": {name: _moments(of) for name, of in zip(class_names, self.by_class, strict=True)},
         }
 
 
 def _sums(values: Floats, group: NDArray[Any], chosen: NDArray[np.bool_], groups: int) -> Floats:
     """Count, sum and sum of squares of the chosen values of each group: (groups, 3)."""
     v, g = values[chosen], group[chosen].astype(np.int64)
-    return np.stack([np.bincount(g, w, minlength=groups) for w in (np.ones_like(v), v, v * v)], axis=1)[:groups]
+    sums = [np.bincount(g, weights=w, minlength=groups) for w in (np.ones_like(v), v, v * v)]
+    return np.stack(sums, axis=1).astype(np.float64)
 
 
 def _moments(sums: Floats) -> dict[str, Any]:
@@ -190,4 +190,4 @@ def _thirds(sides: Floats) -> list[float]:
 def _quantile(counts: NDArray[np.int64], share: float) -> float:
     """Upper end of the fine bin that holds the quantile; 0 where all lengths are in the first bin."""
     number = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
-    return number * BIN + BIN if number else 0.0
+    return round((number + 1) * BIN, 2) if number else 0.0
