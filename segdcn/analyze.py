@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segdcn.assembly import CONFIG_PATH, build_dataset, one_line_errors
 from segdcn.run_folder import (
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
 def analyze(config: DictConfig) -> dict[str, Any]:
     """Analyse ``config.checkpoint``; returns what analysis.json holds."""
-    for key in ("images", "pictures"):
-        if config[key] is not None and config[key] < 0:
-            raise ValueError(f"{key} must be 0 or more, got {config[key]}")
+    for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
+        if config[key] is not None and config[key] < lowest:
+            raise ValueError(f"{key} must be at least {lowest}, got {config[key]}")
+    pixels = OmegaConf.to_container(config.pixels) if config.pixels is not None else []
+    if not isinstance(pixels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pixels):
+        raise ValueError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
     checkpoint = Path(config.checkpoint)
     state = load_checkpoint(checkpoint)  # before torch's slower parts are imported: a wrong path is reported at once
 
@@ -169,7 +172,8 @@ def _print(title: str, rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(rows[0][0], title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column(rows[0][0], overflow="fold")  # a name is shown whole
     for heading in rows[0][1:]:
         table.add_column(heading, justify="right")
     for row in rows[1:]:

@@ -79,16 +79,17 @@ def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: 
 
     Args:
         image: uint8 (H, W, 3).
-        fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root, else a few pixels near
-            the centre would be all there is to see.
+        fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root and as if its brightest
+            pixels were alike, else a few of them would be all there is to see.
         points: for each pixel its points (M, 2), (y, x) in image pixels.
     """
     figure, grid = _tiles(image, 1, len(pixels), title)
     for axes, pixel, field, reached in zip(grid[0], pixels, fields, points, strict=True):
-        heat = np.sqrt(field / max(float(field.max()), np.finfo(np.float32).tiny))
-        _photograph(axes, image, 0.45)
-        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2.5 * heat))
-        axes.scatter(reached[:, 1], reached[:, 0], s=1.5, c=REGULAR, linewidths=0, alpha=0.6)
+        bright = max(float(np.quantile(field, 0.999)), np.finfo(np.float32).tiny)
+        heat = np.sqrt(np.minimum(1, field / bright))
+        _photograph(axes, image, 0.4)
+        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2 * heat))
+        axes.scatter(reached[:, 1], reached[:, 0], s=0.8, c=REGULAR, linewidths=0, alpha=0.6)
         _unit(axes, pixel)
         axes.set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
     return _png(figure)
@@ -114,7 +115,7 @@ def _photograph(axes: Axes, image: Array, brightness: float) -> None:
 
 
 def _unit(axes: Axes, pixel: Pixel) -> None:
-    axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=5, markeredgecolor="black", markeredgewidth=0.7)
+    axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=4, markeredgecolor="black", markeredgewidth=0.6)
 
 
 def _count(points: Array, shape: tuple[int, ...]) -> str:
