@@ -231,7 +231,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "batch    4 images x 2 devices = 8 per step, learning rate 0.003 (offsets x 0.1)\n" in ended.stdout
     assert list(cwd.iterdir()) == [cwd / "run"]
     names = {path.name for path in (cwd / "run").iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.csv", "metrics.json", "checkpoints"}
+    assert names == {"config.yaml", "environment.json", "metrics.csv", "metrics.json", "counts.npz", "checkpoints"}
     assert json.loads((cwd / "run" / "metrics.json").read_text())["images"] == 7
     return cwd / "run"
 

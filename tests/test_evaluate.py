@@ -46,7 +46,7 @@ def test_figures_are_those_of_training(
     assert written["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert written["inference"] == "whole image, single scale"
     assert 0 < written["seconds_per_image"] < 10
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "environment.json", "panels"}
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "counts.npz", "environment.json", "panels"}
     assert {path.name for path in (folder / "panels").iterdir()} == {"val_0.png", "val_0_sampling.png"}
     table = capsys.readouterr().out
     for name in ("background", "crescent", "mean IoU", "pixel accuracy"):

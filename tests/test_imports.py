@@ -26,6 +26,7 @@ ALLOWED = {
     "segdcn.losses": {"torch"},
     "segdcn.evaluation": {"torch", "torchmetrics", "numpy", "PIL", "rich", "segdcn.evaluation", "segdcn.run_folder"},
     "segdcn.evaluation.metrics": {"torch", "torchmetrics"},
+    "segdcn.evaluation.bootstrap": {"torch", "segdcn.evaluation.metrics"},
     "segdcn.evaluation.inference": {"torch"},
     "segdcn.evaluation.protocols": {"torch", "segdcn.evaluation.inference"},
     "segdcn.evaluation.submission": {"torch", "numpy", "PIL"},

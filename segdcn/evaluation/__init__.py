@@ -1,8 +1,19 @@
 """Evaluation of segmentation networks."""
 
+from segdcn.evaluation.bootstrap import bootstrap_difference, bootstrap_iou, bootstrap_miou
 from segdcn.evaluation.evaluator import EvaluationResult, Evaluator
 from segdcn.evaluation.inference import Inference
 from segdcn.evaluation.metrics import BoundaryIoU, SegmentationMetrics
 from segdcn.evaluation.protocols import get_protocol
 
-__all__ = ["BoundaryIoU", "EvaluationResult", "Evaluator", "Inference", "SegmentationMetrics", "get_protocol"]
+__all__ = [
+    "BoundaryIoU",
+    "EvaluationResult",
+    "Evaluator",
+    "Inference",
+    "SegmentationMetrics",
+    "bootstrap_difference",
+    "bootstrap_iou",
+    "bootstrap_miou",
+    "get_protocol",
+]

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
+from segdcn.evaluation.bootstrap import bootstrap_miou
+from segdcn.evaluation.counts import Counts
 from segdcn.evaluation.inference import Inference
 from segdcn.evaluation.instances import InstanceIoU, read_instances
-from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, bootstrap_miou, count_pairs
+from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, count_pairs
 from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
 
 Sink = Callable[[str, Tensor], None]
@@ -26,13 +28,18 @@ class EvaluationResult(NamedTuple):
     """What an evaluation found.
 
     figures: fractions in 0..1 and the loss, NaN where there was nothing to count.
-    images: how many there were, each counted once.
+    counts: what they were computed from.
     seconds_per_image: mean wall time of inference on this process; loading and counting are not in it.
     """
 
     figures: dict[str, float]
-    images: int
+    counts: Counts
     seconds_per_image: float
+
+    @property
+    def images(self) -> int:
+        """How many there were, each counted once."""
+        return len(self.counts.images)
 
 
 class Evaluator(nn.Module):
@@ -73,6 +80,7 @@ class Evaluator(nn.Module):
         self.instances = None
         if instance_files is not None:
             self.instances = InstanceIoU(self.class_names, label_ids, groups)
+        self._names: dict[int, str] = {}  # by place in the split, of this process's images
         self._seen = 0
         self._seconds = 0.0
 
@@ -101,6 +109,8 @@ class Evaluator(nn.Module):
             confusion = count_pairs(prediction[n : n + 1], truth[n : n + 1], len(self.class_names))
             self.metrics.confusion_matrix += confusion
             self.images.update(place, confusion)
+            if place >= 0:
+                self._names[place] = batch["name"][n]
             if self.instances is not None and self.instance_files is not None:
                 instances = read_instances(self.instance_files[max(place, 0)], (truth.shape[1], truth.shape[2]))
                 self.instances.update(place, prediction[n], instances, confusion)
@@ -117,10 +127,10 @@ class Evaluator(nn.Module):
         "instance_iou/<class>", "category_iou/<category>", "category_instance_iou/<category>".
         """
         result = self.metrics.compute()
+        counts = Counts(self._all_names(), self.class_names, self.images.compute(), result.pop("confusion_matrix"))
         result["boundary_miou"] = self.boundary.compute()["boundary_miou"]
         if self.instances is not None:
             result |= self.instances.compute()
-        counts = self.images.compute()
         figures: dict[str, float] = {}
         for key, value in result.items():
             if value.ndim == 0:
@@ -128,15 +138,25 @@ class Evaluator(nn.Module):
             else:
                 names = self.metrics.categories if key.startswith("category") else self.class_names
                 figures |= {f"{key}/{name}": one for name, one in zip(names, value.tolist(), strict=True)}
-        low, high = bootstrap_miou(counts, absent_is_zero=self.protocol.absent_is_zero)
+        low, high = bootstrap_miou(counts.images, absent_is_zero=self.protocol.absent_is_zero)
         figures |= {"miou_low": low, "miou_high": high}
-        return EvaluationResult(figures, len(counts), self._seconds / max(1, self._seen))
+        return EvaluationResult(figures, counts, self._seconds / max(1, self._seen))
+
+    def _all_names(self) -> list[str]:
+        """The images' names in the order of the split, from all processes."""
+        parts: list[dict[int, str]] = [self._names]
+        if distributed.is_available() and distributed.is_initialized():
+            parts = [{} for _ in range(distributed.get_world_size())]
+            distributed.all_gather_object(parts, self._names)
+        names = {place: name for part in parts for place, name in part.items()}
+        return [names[place] for place in sorted(names)]
 
     def reset(self) -> None:
         """Forget all images."""
         for metric in (self.metrics, self.boundary, self.images, self.instances):
             if metric is not None:
                 metric.reset()
+        self._names = {}
         self._seen, self._seconds = 0, 0.0
 
     def describe(self) -> dict[str, Any]:

@@ -122,12 +122,13 @@ class SegmentationMetrics(Metric):
         self.confusion_matrix += count_pairs(prediction, label, self.num_classes, self.ignore_index)
 
     def compute(self) -> dict[str, Tensor]:
-        """All results on the CPU, float64; NaN where there was nothing to count.
+        """All results on the CPU, float64 but for the counts; NaN where there was nothing to count.
 
         Returns:
             "miou" (mean of the defined IoUs), "iou" (K,), "pixel_accuracy", "mean_accuracy" (mean recall of
             the classes in the truth), "frequency_weighted_iou" (weighted by the class's share of the truth);
-            with categories "category_miou" and "category_iou" (number of categories,).
+            with categories "category_miou" and "category_iou" (number of categories,); "confusion_matrix", int64
+            (K, K), whose pixels all of these are computed from.
         """
         confusion = self.confusion_matrix.cpu().double()  # some accelerators have no float64
         correct, truth, predicted = confusion.diag(), confusion.sum(dim=1), confusion.sum(dim=0)
@@ -140,6 +141,7 @@ class SegmentationMetrics(Metric):
             "pixel_accuracy": correct.sum() / total,
             "mean_accuracy": (correct / truth).nanmean(),
             "frequency_weighted_iou": (truth * iou).nansum() / total,
+            "confusion_matrix": self.confusion_matrix.cpu().clone(),
         }
         if self.categories:
             category_iou = []
@@ -260,36 +262,3 @@ class ImageCounts(Metric):
         index, counts = dim_zero_cat(self.index).cpu(), dim_zero_cat(self.counts).cpu()
         order = index.argsort(stable=True)
         return counts[order[index[order] >= 0]]
-
-
-def bootstrap_miou(
-    counts: Tensor, resamples: int = 1000, seed: int = 0, absent_is_zero: bool = False, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mIoU over images (Efron 1979): draw N of the N images with replacement.
-
-    It tells how the figure would vary with other images of the same kind, not with another training. A class that
-    a resample lacks is absent from that resample's mean: with few images the interval of rare classes is coarse.
-
-    Args:
-        counts: int64 (N, 3, K), see ``ImageCounts``.
-        seed: of the draws; equal seeds give equal intervals.
-
-    Returns:
-        The interval's ends; NaN without a labelled pixel.
-    """
-    images, _, classes = counts.shape
-    if images == 0 or not counts[:, 1].any():
-        return math.nan, math.nan
-    generator = torch.Generator().manual_seed(seed)
-    flat = counts.reshape(images, -1).double()
-    mious = []
-    for start in range(0, resamples, 100):  # 100 at a time, so that memory stays small for many images
-        drawn = torch.randint(images, (min(100, resamples - start), images), generator=generator)
-        times = torch.zeros(drawn.shape, dtype=torch.float64)
-        times.scatter_add_(1, drawn, torch.ones_like(times))
-        correct, truth, predicted = (times @ flat).view(-1, 3, classes).unbind(dim=1)
-        mious.append(mean_iou(correct / (truth + predicted - correct), absent_is_zero))
-    tail = (1 - level) / 2
-    # a resample of unlabelled images alone has no figure
-    low, high = torch.cat(mious).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high

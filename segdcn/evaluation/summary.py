@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from segdcn.evaluation.counts import COUNTS_FILE, write_counts
 from segdcn.evaluation.evaluator import EvaluationResult
 from segdcn.run_folder import write_json
 
@@ -20,9 +21,9 @@ COLUMNS = {"iou": "IoU", "instance_iou": "iIoU"}
 def summarize(
     result: EvaluationResult, split: str, class_names: Sequence[str], facts: Mapping[str, Any], path: Path
 ) -> None:
-    """Print the table of IoU per class and write figures and ``facts`` to ``path`` as one flat object.
+    """Print the table of IoU per class; write figures and ``facts`` to ``path`` as one flat object, counts beside it.
 
-    Of a split without labels (a benchmark's test split) there are no figures to print or write.
+    Of a split without labels (a benchmark's test split) there are no figures to print and no counts.
 
     result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
     facts: what the figures depend on: protocol, inference, checkpoint, seed.
@@ -34,6 +35,7 @@ def summarize(
     else:
         print(f"{split} split, {result.images} images, protocol {facts['protocol']}, {facts['inference']}")
         Console().print(_table(figures, split, class_names))
+        write_counts(path.with_name(COUNTS_FILE), result.counts)
     write_json(path, {**figures, "split": split, "images": result.images, **facts})
 
 

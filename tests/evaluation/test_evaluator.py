@@ -74,6 +74,10 @@ def test_order_padding_and_batch_size_change_no_figure(instance_files: list[Path
     other = evaluated(arrived, instance_files, sink=lambda name, prediction: written.append(name))
     assert other.figures == pytest.approx(plain.figures, rel=0, abs=0, nan_ok=True)
     assert other.images == plain.images == 5
+    assert other.counts.names == plain.counts.names == ["i0", "i1", "i2", "i3", "i4"]
+    assert torch.equal(other.counts.images, plain.counts.images)
+    assert torch.equal(other.counts.confusion, plain.counts.confusion)
+    assert torch.equal(plain.counts.images[:, 0].sum(dim=0), plain.counts.confusion.diag())
     assert sorted(written) == ["i0", "i1", "i2", "i3", "i4"]
     metrics = SegmentationMetrics(5)
     for part in parts:
@@ -90,7 +94,8 @@ def evaluate_share(rank: int, folder: Path, files: list[Path]) -> None:
     for index, padding in EvaluationOrder(5, rank, 2):
         ignored = torch.full_like(parts[index]["label"], 255)
         share.append({**parts[index], "label": ignored, "index": torch.tensor([-1])} if padding else parts[index])
-    torch.save(evaluated(share, files).figures, folder / f"{rank}.pt")
+    result = evaluated(share, files)
+    torch.save({**result.figures, "names": result.counts.names}, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -99,7 +104,9 @@ def test_two_processes_find_the_same_figures_to_the_last_bit(tmp_path: Path, ins
     spawn(evaluate_share, (tmp_path, instance_files), nprocs=2)
     expected = evaluated(images(5), instance_files).figures
     for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found.pop("names") == ["i0", "i1", "i2", "i3", "i4"]
+        assert found == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
 def test_batches_without_an_index_are_counted_as_they_come() -> None:
@@ -115,7 +122,7 @@ def test_loss_gets_the_truth_at_the_size_of_the_logits() -> None:
     network = nn.Conv2d(3, 19, 1)
     with torch.no_grad():
         logits, truth = evaluator.update(
-            network, {"image": torch.rand(1, 3, 64, 128), "label": torch.zeros(1, 64, 128).long()}
+            network, {"image": torch.rand(1, 3, 64, 128), "label": torch.zeros(1, 64, 128).long(), "name": ["a"]}
         )
     assert logits.shape[2:] == truth.shape[1:] == (1024, 2048)
     assert evaluator.metrics.confusion_matrix.sum() == 64 * 128
