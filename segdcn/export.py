@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of, one_line_errors
-from segdcn.run_folder import environment, file_hash, load_checkpoint, run_folder_of, shown, write_bytes, write_json
+from segdcn.run_folder import environment, file_hash, load_checkpoint, run_folder_of, shown, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
