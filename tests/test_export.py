@@ -26,7 +26,7 @@ import segdcn
 from segdcn import exchange
 from segdcn.data import CamVid, Shapes
 from segdcn.export import main
-from segdcn.models import deformable_layers
+from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.predictor import Predictor
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_onnx.py"
@@ -292,6 +292,32 @@ def test_an_image_of_ones_own_verifies(
     assert f"onnxruntime against PyTorch on {photo}:" in capsys.readouterr().out
     report = json.loads(out.with_name("x.onnx.json").read_text())
     assert [case["size"] for case in report["cases"]] == [[64, 160], [64, 160], [49, 201], [49, 201]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "head", "stride", "options"),
+    [
+        ("resnet_tiny", "aspp", 16, {}),
+        ("resnet_tiny", "paper", 8, {"frozen_batch_norm": True, "deform": Deform(layers=3, offset_groups=2)}),
+        ("resnet_tiny", "v3plus", 32, {"auxiliary": True, "deform": Deform(layers=2, modulated=True)}),
+        ("mobilenet_v2", "aspp", 16, {"deform": Deform(layers=1, modulated=True)}),
+    ],
+    ids=["plain", "paper", "v3plus", "depthwise"],
+)
+def test_every_kind_of_network_is_exported(
+    backbone: str, head: str, stride: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = build_deeplab(backbone, head, 6, stride, head_channels=16, **options).eval()
+    for layer in deformable_layers(network).values():
+        torch.nn.init.normal_(layer.offset.bias, std=2.0)
+    file = tmp_path / "x.onnx"
+    file.write_bytes(exchange.onnx_bytes(network, {}))
+    batches = [torch.randn(batch, 3, *size) for batch, size in ((1, (97, 131)), (2, (64, 200)))]
+    for found in exchange.compare(network, exchange.open_onnx(file), batches):
+        assert found.relative < 1e-4
+    assert {layer.backend for layer in deformable_layers(network).values()} <= {"auto"}
 
 
 @pytest.mark.slow
