@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ Runner: TypeAlias = Callable[[Tensor], Tensor]
 """images -> logits, both on the CPU."""
 
 FIRST_OPSET = 19  # where DeformConv was defined
-_BACKENDS: Mapping[str, Backend] = {"standard": "torchvision", "grid_sample": "grid_sample"}
+_BACKENDS: Mapping[Deformation, Backend] = {"standard": "torchvision", "grid_sample": "grid_sample"}
 
 
 def onnx_bytes(
@@ -102,8 +102,6 @@ def program_bytes(network: nn.Module, metadata: Mapping[str, str], deform: Defor
 
 def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
     """The network's graph, of free batch, height and width."""
-    if deform not in get_args(Deformation):
-        raise ValueError(f"deform must be {' or '.join(get_args(Deformation))}, got {deform!r}")
     layers = deformable_layers(network).values()
     before = [layer.backend for layer in layers]
     for layer in layers:
@@ -123,14 +121,23 @@ def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
 
 
 def open_onnx(path: Path) -> Runner:
-    """An ONNX model under onnxruntime, on as many CPU threads as PyTorch has."""
+    """An ONNX model under onnxruntime, on as many CPU threads as PyTorch has.
+
+    Raises: ValueError, one line, where this onnxruntime lacks one of its operators.
+    """
     require_packages("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class of its own for each kind
+        raise ValueError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the model ({_first_line(error)}): DeformConv needs 1.25"
+            " or newer, which needs Python 3.11; deform=grid_sample does without"
+        ) from error
     return lambda images: torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
 
 

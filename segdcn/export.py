@@ -74,7 +74,7 @@ def export(config: DictConfig) -> Path:
         write_json(report, about)
         report.replace(target.with_name(report.name))
         file.replace(target)
-    _show(cases, figures, runtime, image_name)
+    _show(cases, runtime, image_name)
     print(f"{shown(target)}  {len(content) / 1e6:.1f} MB, verified in {shown(target)}.json")
     return target
 
@@ -110,7 +110,7 @@ def describe(predictor: Predictor, config: Mapping[str, Any], checkpoint_sha256:
         "std": json.dumps(predictor.transform.std),
         "output_stride": str(model["output_stride"]),
         "deformable_layers": json.dumps(list(deformable_layers(predictor.network))),
-        "protocol": config["protocol"],
+        "protocol": config.get("protocol", "native"),
         "dataset": data.rpartition(".")[2],
         "checkpoint_sha256": checkpoint_sha256,
         "segdcn_version": __version__,
@@ -171,7 +171,7 @@ def _judge(cases: list[Agreement], tolerance: DictConfig, runtime: str) -> dict[
     return {"relative_logit_difference": worst, "differing_labels": share}
 
 
-def _show(cases: list[Agreement], figures: Mapping[str, float], runtime: str, image: str) -> None:
+def _show(cases: list[Agreement], runtime: str, image: str) -> None:
     print(f"{runtime} against PyTorch on {image}:")
     for case in cases:
         low, high = case.span
