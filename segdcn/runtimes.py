@@ -6,6 +6,7 @@ several runtimes would meet. The others wait, without using the processor, while
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -87,15 +88,12 @@ def measure(repeats: int) -> list[dict[str, Any]]:
                     exchange.onnx_bytes(build(BACKBONE, layers), {}, cast(exchange.Deformation, deform))
                 )
         for size in SIZES:
-            workers = {
-                (runtime, layers): _Worker(runtime, layers, size, folder)
-                for layers, folder in folders.items()
-                for runtime in RUNTIMES
-                if layers or runtime != "onnxruntime, grid_sample"  # the same file
-            }
+            workers: dict[tuple[str, int], _Worker] = {}
             try:
-                for worker in workers.values():  # one after the other: torch.compile takes all processors
-                    worker.start()
+                for layers, folder in folders.items():
+                    for runtime in RUNTIMES:
+                        if layers or runtime != "onnxruntime, grid_sample":  # the same file
+                            workers[runtime, layers] = _Worker(runtime, layers, size, folder)
                 for _ in range(repeats):
                     for worker in workers.values():
                         worker.call()
@@ -125,29 +123,27 @@ class _Worker:
     """A process that holds one network under one runtime and answers line by line."""
 
     def __init__(self, runtime: str, layers: int, size: tuple[int, int], folder: Path) -> None:
-        self.folder, self.times = folder, list[float]()
-        self.missing: str | None = None
         arguments = [runtime, BACKBONE, str(layers), *map(str, size), str(torch.get_num_threads()), str(folder)]
-        self.command = [sys.executable, "-m", "segdcn.runtimes", *arguments]
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-m", "segdcn.runtimes", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
-        self.missing = self._answer().get("missing")
+        self.times: list[float] = []
+        self.missing: str | None = self._answer().get("missing")
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process is not None
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else {"missing": f"its process ended with status {self.process.wait()}"}
 
     def _ask(self, what: str) -> dict[str, Any]:
-        assert self.process is not None
         assert self.process.stdin is not None
         time.sleep(SETTLE)
-        print(what, file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which the answer tells
+            print(what, file=self.process.stdin, flush=True)
         return self._answer()
 
     def call(self) -> None:
@@ -166,8 +162,8 @@ class _Worker:
         return {"missing": self.missing}
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):
             self.process.communicate()
 
 
