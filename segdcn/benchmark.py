@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from torch import Tensor
 from torch.nn import functional as F
 
+from segdcn import runtimes
 from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
@@ -250,6 +251,28 @@ def show_loading(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def show_runtimes(rows: list[dict[str, Any]]) -> None:
+    """One line per image size and runtime."""
+    print(
+        "\nDeepLabv3, ResNet-50, output stride 16, 19 classes; ms, and peak MB above what the process held before it"
+        "\nhad a network (weights included); logits: the largest difference from eager PyTorch's, of their range"
+    )
+    layers = [key for key in rows[0] if key not in ("case", "runtime")]
+    head = [f"{'plain' if n == '0' else f'{n} deformable'}, {unit}" for n in layers for unit in ("ms", "MB", "logits")]
+    lines = []
+    for row in rows:
+        cells = [_runtime_cells(row[n]) for n in layers]
+        lines.append([row["case"], row["runtime"], *(text for cell in cells for text in cell)])
+    _table(["N×C×H×W", "runtime", *head], lines)
+
+
+def _runtime_cells(cell: dict[str, Any] | None) -> list[str]:
+    if cell is None or "missing" in cell:
+        return [cell["missing"] if cell else "", "", ""]
+    memory = "" if cell["mb"] is None else str(cell["mb"])
+    return [f"{cell['ms']:.0f}", memory, f"{cell['difference']:.0e}" if cell.get("difference") else ""]
+
+
 BENCHMARKS = {
     "conv": (convolutions, show_convolutions),
     "pool": (poolings, show_poolings),
@@ -263,14 +286,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="segdcn-benchmark",
         description="Times the operators against torchvision's and a plain convolution, all in one process and in "
         "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
-        usage="%(prog)s [options] [conv] [pool] [step] [data [dataset=NAME dataset.root=PATH ...]]",
+        usage="%(prog)s [options] [conv] [pool] [step] [runtimes] [data [dataset=NAME dataset.root=PATH ...]]",
         epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
     )
     parser.add_argument(
         "which",
         nargs="*",
-        metavar="conv|pool|step|data",
-        help="what to time: convolutions, RoI poolings, a training step (these three by default), loading of images",
+        metavar="conv|pool|step|runtimes|data",
+        help="what to time: convolutions, RoI poolings, a training step (these three by default); a network under "
+        "PyTorch, onnxruntime and OpenVINO; loading of images",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
@@ -280,9 +304,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     options.overrides = [word for word in options.which if "=" in word]
     options.which = [word for word in options.which if "=" not in word] or list(BENCHMARKS)
-    unknown = [name for name in options.which if name not in (*BENCHMARKS, "data")]
+    known = (*BENCHMARKS, "runtimes", "data")
+    unknown = [name for name in options.which if name not in known]
     if unknown:
-        parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(BENCHMARKS)}, data")
+        parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(known)}")
+    if "runtimes" in options.which and (options.device, options.dtype) != ("cpu", "float32"):
+        parser.error("runtimes are compared on the CPU in float32: leave --device and --dtype out")
     if options.overrides and "data" not in options.which:
         parser.error(
             f"{options.overrides[0]} is for the loading of images: segdcn-benchmark data {options.overrides[0]}"
@@ -314,6 +341,12 @@ def main() -> None:
             except (ValueError, OSError, HydraException) as error:
                 sys.exit(f"error: {' '.join(str(cause_of(error)).split())}")
             show_loading(rows)
+        elif name == "runtimes":
+            try:
+                rows = runtimes.measure(options.repeats)
+            except ImportError as error:  # onnx
+                sys.exit(f"error: {error}")
+            show_runtimes(rows)
         else:
             run, show = BENCHMARKS[name]
             rows = run(options.repeats, options.device, getattr(torch, options.dtype))

@@ -25,6 +25,10 @@ PACKAGES = (
     "albumentations",
     "numpy",
     "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
 )
 
 

@@ -87,16 +87,28 @@ def peak_megabytes(call: Callable[[], object], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not reset_peak():
+        return math.nan
+    held = resident_megabytes()
+    call()
+    return resident_megabytes(peak=True) - held
+
+
+def reset_peak() -> bool:
+    """Let this process's peak memory begin anew; False where the system keeps no such book."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or the call would reuse it unseen
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
+        return False
+    return True
+
+
+def resident_megabytes(peak: bool = False) -> float:
+    """Memory of this process, now or at its peak; NaN where the system does not tell (all but Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
         return math.nan
-
-    def kilobytes(name: str) -> int:
-        found = re.search(rf"^{name}:\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
-        return int(found[1]) if found else 0
-
-    before = kilobytes("VmRSS")
-    call()
-    return (kilobytes("VmHWM") - before) / 1024
+    found = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else math.nan

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import process
 
-from segdcn import benchmark, stopwatch
+from segdcn import benchmark, runtimes, stopwatch
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -97,10 +98,65 @@ def test_loading_of_a_users_own_images_is_timed(
             run(monkeypatch, "data", *own, setting)
 
 
+@pytest.mark.slow
+def test_runtimes_answer_from_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtimes, "BACKBONE", "resnet_tiny")
+    monkeypatch.setattr(runtimes, "SIZES", ((64, 96),))
+    monkeypatch.setattr(runtimes, "LAYERS", (1,))
+    for name in set(runtimes.RUNTIMES) - {"PyTorch, eager", "onnxruntime, grid_sample"}:
+        monkeypatch.delitem(runtimes.RUNTIMES, name)
+    monkeypatch.setitem(runtimes.RUNTIMES, "abacus", lambda *_: None)  # which the processes do not know
+    run(monkeypatch, "runtimes", "--repeats", "2", "--output", str(tmp_path / "runtimes.json"))
+    rows = json.loads((tmp_path / "runtimes.json").read_text())["runtimes"]
+    assert [row["runtime"] for row in rows] == list(runtimes.RUNTIMES)
+    text = capsys.readouterr().out
+    for row in rows:
+        assert row["case"] == "1×3×64×96"
+        assert f"| 1×3×64×96 | {row['runtime']} |" in text
+        if row["runtime"] == "abacus":
+            assert row["1"] == {"missing": "'abacus'"}
+        else:
+            assert row["1"]["ms"] > 0
+            assert row["1"]["mb"] is None or row["1"]["mb"] > 0
+            assert row["1"]["difference"] < 1e-4
+
+
+ASK_NOTHING = """
+import sys
+def forbid(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "os.fork"):
+        raise AssertionError(f"{event} {arguments}")
+sys.addaudithook(forbid)
+from pathlib import Path
+import torch
+from segdcn import exchange, runtimes
+from segdcn.models import Deform, build_deeplab, deformable_layers
+deform = Deform(layers=2, modulated=True, offset_groups=2)
+network = build_deeplab("resnet_tiny", "v3plus", 6, output_stride=32, deform=deform)
+for layer in deformable_layers(network).values():
+    torch.nn.init.normal_(layer.offset.bias, std=2.0)
+Path("x.onnx").write_bytes(exchange.onnx_bytes(network, {}, "grid_sample"))
+images = torch.randn(2, 3, 65, 97)
+for start in (runtimes.open_openvino, exchange.open_onnx):
+    (found,) = exchange.compare(network, start(Path("x.onnx")), [images])
+    assert found.relative < 1e-4, found
+"""
+
+
+@pytest.mark.slow
+def test_openvino_runs_without_a_call_home(tmp_path: Path) -> None:
+    ended = process(tmp_path, "-c", ASK_NOTHING, HOME=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert not (tmp_path / "intel").exists()  # where it would keep a client number
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step, data"),
+        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step, runtimes, data"),
+        (["runtimes", "--dtype", "bfloat16"], "runtimes are compared on the CPU in float32"),
         (["conv", "dataset=voc"], "dataset=voc is for the loading of images: segdcn-benchmark data dataset=voc"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
     ],

@@ -13,7 +13,7 @@ from miniatures import make_voc
 from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
-from segdcn import evaluate, predict, train
+from segdcn import evaluate, export, predict, train
 from segdcn.data import __main__ as data
 from segdcn.sweep import __main__ as sweep
 
@@ -44,6 +44,7 @@ def test_console_scripts_are_the_modules() -> None:
     assert scripts["segdcn-train"].load() is train.main
     assert scripts["segdcn-evaluate"].load() is evaluate.main
     assert scripts["segdcn-predict"].load() is predict.main
+    assert scripts["segdcn-export"].load() is export.main
     assert scripts["segdcn-data"].load() is data.main
     assert scripts["segdcn-sweep"].load() is sweep.main
 
@@ -73,6 +74,7 @@ def test_console_scripts_are_the_modules() -> None:
             ),
         ),
         (predict, ("checkpoint=", "input=", "output=", "probabilities=true", "inference.window=", "_labels.png")),
+        (export, ("checkpoint=", "format=torch", "deform=grid_sample", "image=", "tolerance:", "run_onnx.py")),
     ],
 )
 def test_help_names_the_main_options(

@@ -66,7 +66,7 @@ def test_command_exists_and_composes(command: str) -> None:
     if program == "segdcn-data":
         assert arguments.pop(0) == "check"
         compose("check", *arguments)
-    elif program in ("segdcn-predict", "segdcn-analyze"):
+    elif program in ("segdcn-predict", "segdcn-export", "segdcn-analyze"):
         compose(program.removeprefix("segdcn-"), *arguments)
     elif program == "segdcn-train":
         compose("train", "name=test", *arguments)

@@ -122,10 +122,11 @@ def naive_train_transform(
 
 
 class EvalTransform:
-    """Normalisation only: the whole image at its native size."""
+    """Normalisation only: the whole image at its native size; mean, std: per RGB channel, for pixel values in 0..1."""
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
-        self.normalize = A.Normalize(mean=tuple(mean), std=tuple(std))
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.normalize = A.Normalize(mean=self.mean, std=self.std)
 
     def __call__(self, image: Array, label: Array) -> tuple[Tensor, Tensor]:
         """Shape: (H, W, 3), (H, W) uint8 -> float32 (3, H, W), int64 (H, W)."""

@@ -72,7 +72,8 @@ class ImagePooling(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self[2]
-        if len(x) == 1 and isinstance(norm, nn.BatchNorm2d) and norm.training:
+        # the batch size last: looked at in evaluation, it would be fixed in an exported graph
+        if isinstance(norm, nn.BatchNorm2d) and norm.training and len(x) == 1:
             raise ValueError("image pooling cannot train on a batch of one image: use a batch size of 2 or more")
         size = x.shape[-2:]
         for layer in self:

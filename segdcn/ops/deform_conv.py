@@ -1,11 +1,11 @@
-"""Deformable convolution: the function with its two backends, and the layer with its own offset branch.
+"""Deformable convolution: the function with its backends, and the layer with its own offset branch.
 
 Legend: N batch, C channels, H x W input map, Ho x Wo output map, K = kh * kw kernel points, G offset groups.
 """
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 import torchvision
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from segdcn.ops.checks import IntPair, autocast_dtype, check_tensors, two
 from segdcn.ops.gather_conv import gather_conv2d
+from segdcn.ops.grid_sample_conv import grid_sample_conv2d
 
-Backend = Literal["auto", "gather", "torchvision"]
+Backend = Literal["auto", "gather", "torchvision", "grid_sample"]
 
 
 def deform_conv2d(
@@ -38,10 +39,12 @@ def deform_conv2d(
 
     Half precision: coordinates are float32 at least, features stay as they are; give offset and mask in float32
     where they are to be exact, since a bfloat16 offset of 100 pixels is already rounded to half a pixel. Under
-    autocast input, weight and bias are cast as a convolution's are. ``backend="torchvision"`` computes in float32.
+    autocast input, weight and bias are cast as a convolution's are. The other backends than ``gather`` compute in
+    float32.
 
     backend: ``gather`` is plain PyTorch (see gather_conv.py), ``torchvision`` the compiled kernel, ``auto`` the
-    faster one for the device, and torchvision's while a graph is exported.
+    faster one of the two for the device, and torchvision's while a graph is exported; ``grid_sample`` is slower, for
+    graphs of common operators only (see grid_sample_conv.py).
 
     Raises: ValueError that names the argument when a shape, dtype or device does not fit, before any kernel runs.
     Source: Dai et al. 2017, section 2.1; mask: Zhu et al. 2019, section 3.2.
@@ -53,12 +56,15 @@ def deform_conv2d(
     stride, padding, dilation = two(stride), two(padding), two(dilation)
     check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
     _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
-    if backend not in ("auto", "gather", "torchvision"):
-        raise ValueError(f"backend must be auto, gather or torchvision, got {backend!r}")
-    if backend == "gather" or (backend == "auto" and _gather_is_faster(input)):
-        output: Tensor = gather_conv2d(input, offset, weight, mask, stride, padding, dilation)
-        return output if bias is None else output + bias.view(-1, 1, 1)
-    return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be auto, gather, torchvision or grid_sample, got {backend!r}")
+    if backend == "auto":
+        backend = "gather" if _gather_is_faster(input) else "torchvision"
+    if backend == "torchvision":
+        return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
+    convolve = gather_conv2d if backend == "gather" else grid_sample_conv2d
+    output: Tensor = convolve(input, offset, weight, mask, stride, padding, dilation)
+    return output if bias is None else output + bias.view(-1, 1, 1)
 
 
 def _gather_is_faster(input: Tensor) -> bool:
@@ -83,8 +89,10 @@ def _torchvision(
 ) -> Tensor:
     """torchvision's kernel, in float32 or float64: on a CPU it has none for bfloat16."""
     dtype = torch.promote_types(input.dtype, torch.float32)
-    # A NaN offset ends the process in the CPU kernel; this far outside any map it contributes zero.
-    offset = torch.nan_to_num(offset.to(dtype), nan=-1e9, posinf=-1e9, neginf=-1e9)
+    # A NaN offset ends the process in the CPU kernel; this far outside any map it contributes zero. (nan_to_num would
+    # do, but becomes eight nodes of an ONNX graph.)
+    offset = offset.to(dtype)
+    offset = torch.where(offset.abs() < 1e9, offset, -1e9)
     x, w, b, m = (None if t is None else t.to(dtype) for t in (input, weight, bias, mask))
     output: Tensor = torchvision.ops.deform_conv2d(x, offset, w, b, stride, padding, dilation, m)
     return output.to(input.dtype)

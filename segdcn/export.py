@@ -1,0 +1,206 @@
+"""segdcn-export checkpoint=PATH format=onnx|torch: a network as a file that runs without this package, verified."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of, one_line_errors
+from segdcn.run_folder import environment, file_hash, load_checkpoint, run_folder_of, shown, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from segdcn.data.dataset import Array
+    from segdcn.exchange import Agreement
+    from segdcn.predictor import Predictor
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+# the image is scaled to be verified on no more pixels, and on no shorter side
+MOST_PIXELS, SHORTEST_SIDE = 1024 * 2048, 64
+
+
+def export(config: DictConfig) -> Path:
+    """Write the network of ``config.checkpoint`` and what its verification found; returns the file.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: one line; nothing is written, also where the file's results differ
+            from PyTorch's by more than ``config.tolerance``.
+    """
+    checkpoint = Path(config.checkpoint)
+    target = _target(config, checkpoint)  # before torch is imported: a wrong option is reported at once
+    import segdcn
+    from segdcn import exchange
+
+    if config.format == "onnx":
+        exchange.require_packages("onnx", "onnxscript", "onnxruntime")
+    predictor = segdcn.load(checkpoint, device="cpu")
+    description = load_checkpoint(checkpoint)["segdcn"]
+    image, image_name = _image(config.image, description["config"])
+    metadata = {**describe(predictor, description["config"], file_hash(checkpoint)), "deform": config.deform}
+    if config.format == "onnx":
+        content = exchange.onnx_bytes(predictor.network, metadata, config.deform, config.opset)
+        runtime, start = "onnxruntime", exchange.open_onnx
+    else:
+        content = exchange.program_bytes(predictor.network, metadata, config.deform)
+        runtime, start = "torch", exchange.open_program
+    with _scratch_folder(target.parent) as scratch:
+        file, report = scratch / target.name, scratch / f"{target.name}.json"
+        file.write_bytes(content)
+        cases = exchange.compare(predictor.network, start(file), _batches(predictor, image))
+        figures = _judge(cases, config.tolerance, runtime)
+        about = {
+            "file": target.name,
+            "file_sha256": file_hash(file),
+            "bytes": len(content),
+            "checkpoint": str(checkpoint),
+            "runtime": runtime,
+            "image": image_name,
+            **figures,
+            "tolerance": dict(config.tolerance),
+            "cases": [vars(case) for case in cases],
+            "metadata": metadata,
+            "opset": config.opset if config.format == "onnx" else None,
+            "environment": environment(description["config"].get("seed", 0)),
+        }
+        write_json(report, about)
+        report.replace(target.with_name(report.name))
+        file.replace(target)
+    _show(cases, runtime, image_name)
+    print(f"{shown(target)}  {len(content) / 1e6:.1f} MB, verified in {shown(target)}.json")
+    return target
+
+
+def _target(config: DictConfig, checkpoint: Path) -> Path:
+    """Where to write; checks the options that name it."""
+    if config.format not in SUFFIXES:
+        raise ValueError(f"format must be onnx or torch, got {config.format!r}")
+    if config.deform not in ("standard", "grid_sample"):
+        raise ValueError(f"deform must be standard or grid_sample, got {config.deform!r}")
+    suffix = SUFFIXES[config.format]
+    if config.output is None:
+        twin = "" if config.deform == "standard" else f"_{config.deform}"
+        return run_folder_of(checkpoint) / "export" / f"{checkpoint.stem}{twin}{suffix}"
+    target = Path(config.output)
+    if target.suffix != suffix or target.is_dir():
+        raise ValueError(f"output={target} must be a file that ends in {suffix}, since format={config.format}")
+    return target
+
+
+def describe(predictor: Predictor, config: Mapping[str, Any], checkpoint_sha256: str) -> dict[str, str]:
+    """What a program needs to use the network, and where it comes from: texts, lists as JSON."""
+    from segdcn import __version__
+    from segdcn.models import deformable_layers
+
+    data, model = config["dataset"]["_target_"], config["model"]
+    return {
+        "input": "image: float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std per channel",
+        "output": "logits: float32 (N, K, H, W); the label is the index of the largest of K",
+        "class_names": json.dumps(predictor.class_names, ensure_ascii=False),
+        "palette": json.dumps(predictor.palette),
+        "mean": json.dumps(predictor.transform.mean),
+        "std": json.dumps(predictor.transform.std),
+        "output_stride": str(model["output_stride"]),
+        "deformable_layers": json.dumps(list(deformable_layers(predictor.network))),
+        "protocol": config.get("protocol", "native"),
+        "dataset": data.rpartition(".")[2],
+        "checkpoint_sha256": checkpoint_sha256,
+        "segdcn_version": __version__,
+    }
+
+
+def _image(path: str | None, saved: Mapping[str, Any]) -> tuple[Array, str]:
+    """A real image, uint8 (H, W, 3), and its name: the given one, or the first to validate of the run's data set."""
+    from segdcn.predictor import read_photo
+
+    if path is not None:
+        return read_photo(Path(path)), path
+    config = OmegaConf.create(dict(saved))
+    try:
+        sample = build_dataset(config).split("val")[0]
+    except Exception as error:  # whatever a data set raises, whose files lie elsewhere
+        reason = " ".join(str(cause_of(error)).split())
+        raise ValueError(
+            f"the export is verified on a real image, and the run's data set is not at hand ({reason}):"
+            " give an image with image=PATH"
+        ) from error
+    return sample.image, sample.name
+
+
+def _batches(predictor: Predictor, image: Array) -> Iterator[Tensor]:
+    """The image at its own size and at an odd one of another aspect, alone and with its mirror image."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
+    scale = max(scale, SHORTEST_SIDE / min(height, width))
+    height, width = round(scale * height), round(scale * width)
+    for size in ((height, width), (height * 3 // 4 | 1, width * 5 // 4 | 1)):
+        pixels = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        one = predictor.transform.image(pixels)[None]
+        yield one
+        yield torch.cat((one, one.flip(3)))
+
+
+def _judge(cases: list[Agreement], tolerance: DictConfig, runtime: str) -> dict[str, float]:
+    """The two figures that decide.
+
+    Raises: ValueError where one is above its tolerance, or not a number.
+    """
+    worst = max((case.relative for case in cases), key=lambda share: math.inf if math.isnan(share) else share)
+    share = sum(case.differing for case in cases) / sum(case.pixels for case in cases)
+    for found, key, what in (
+        (worst, "logits", "logits differ from PyTorch's by {:.1e} of their range"),
+        (share, "labels", "labels differ from PyTorch's in {:.1e} of the pixels"),
+    ):
+        limit = float(tolerance[key])
+        if not found <= limit:  # also where it is not a number
+            raise ValueError(
+                f"nothing was written: under {runtime} {what.format(found)}, more than tolerance.{key}={limit:.1e}"
+            )
+    return {"relative_logit_difference": worst, "differing_labels": share}
+
+
+def _show(cases: list[Agreement], runtime: str, image: str) -> None:
+    print(f"{runtime} against PyTorch on {image}:")
+    for case in cases:
+        low, high = case.span
+        print(
+            f"  {case.batch}×3×{case.size[0]}×{case.size[1]}  largest logit difference {case.difference:.1e}"
+            f" (logits {low:.1f} to {high:.1f}), {case.differing} of {case.pixels} labels differ"
+        )
+
+
+@contextlib.contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder within ``folder``, gone at the end; with it goes what was made for it and is still empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
+            yield Path(scratch)
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="export")
+@one_line_errors
+def main(config: DictConfig) -> None:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    export(config)
+
+
+if __name__ == "__main__":
+    main()
