@@ -56,7 +56,7 @@ def gather_conv2d(
     for tile in samples.tiles():
         for k in range(len(kernel)):
             gathered = gather_sum(samples.rows, samples.bags(k, tile)).view(-1, input.shape[1])
-            output[tile] += _rows(F.conv2d(_image(gathered), kernel[k], groups=groups))
+            output[tile] += _product(gathered, kernel[k], groups)
     return output.to(input.dtype).view(len(input), *offset.shape[2:], len(weight)).permute(0, 3, 1, 2)
 
 
@@ -120,17 +120,16 @@ def _sum_over_tiles(
         for k in range(taps):
             bags = samples.bags(k, tile)
             gathered = gather_sum(rows, bags).view(-1, channels)
-            grad_gathered, grad_tap, _ = torch.ops.aten.convolution_backward(
-                _image(grad_tile), _image(gathered), kernel[k], None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups,
-                [for_input or for_points, for_weight, False],
-            )  # fmt: skip
+            grad_gathered, grad_tap = _product_backward(
+                grad_tile, gathered, kernel[k], groups, for_input or for_points, for_weight
+            )
             if for_weight:
                 grad_kernel[k] += grad_tap
             if for_points:
-                dot = gather_dot(rows, bags, _rows(grad_gathered).view(-1, rows.shape[1]))
+                dot = gather_dot(rows, bags, grad_gathered.view(-1, rows.shape[1]))
                 grad_corner[k, tile] = dot.view_as(grad_corner[k, tile])
             if for_input:
-                columns[k] = _rows(grad_gathered)
+                columns[k] = grad_gathered
         if for_input:
             scatter_sum(grad_rows, samples.bags(slice(None), tile), columns.view(-1, rows.shape[1]))
     return grad_rows, grad_kernel, grad_corner
@@ -199,6 +198,32 @@ class _Samples:
         """One bag of four rows for each point of a tile, in the order (taps, positions, groups)."""
         index, weight = self._index[taps, tile].reshape(-1), self._weight[taps, tile].reshape(-1)
         return Bags(index, weight, self._start[: len(index) // 4], self._owner[: len(index)])
+
+
+def _product(gathered: Tensor, kernel: Tensor, groups: int) -> Tensor:
+    """1x1 convolution of rows: (T, C) and (C_out, C / groups, 1, 1) -> (T, C_out)."""
+    if _is_depthwise(kernel, groups):
+        return gathered * kernel.flatten()
+    return _rows(F.conv2d(_image(gathered), kernel, groups=groups))
+
+
+def _product_backward(
+    grad: Tensor, gathered: Tensor, kernel: Tensor, groups: int, for_gathered: bool, for_kernel: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients (T, C) by the rows and by the kernel, of which only those that are asked for mean anything."""
+    if _is_depthwise(kernel, groups):
+        by_kernel = (grad * gathered).sum(dim=0).view_as(kernel) if for_kernel else kernel
+        return (grad * kernel.flatten() if for_gathered else gathered), by_kernel
+    by_gathered, by_kernel, _ = torch.ops.aten.convolution_backward(
+        _image(grad), _image(gathered), kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups,
+        [for_gathered, for_kernel, False],
+    )  # fmt: skip
+    return (_rows(by_gathered) if for_gathered else gathered), by_kernel
+
+
+def _is_depthwise(kernel: Tensor, groups: int) -> bool:
+    """A factor per channel, which PyTorch takes for as many convolutions, one after the other, on a single thread."""
+    return len(kernel) == groups and kernel.shape[1] == 1
 
 
 def _like(gradient: Tensor, argument: Tensor) -> Tensor:
