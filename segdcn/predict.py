@@ -141,6 +141,7 @@ def _predict_video(
 
     if config.probabilities:
         raise ValueError("probabilities=true is for images, not for a video's frames")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said once, at the end
     output = Path(config.output)
     capture = cv2.VideoCapture(str(path))
     task = progress.add_task(path.name, total=None)

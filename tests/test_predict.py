@@ -143,7 +143,8 @@ def test_a_process_leaves_nothing_but_its_results(checkpoint: str, tmp_path: Pat
 
 def write_video(path: Path, frames: list[Any]) -> None:
     height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (width, height))
+    code = "MJPG" if path.suffix == ".avi" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 10.0, (width, height))
     assert writer.isOpened()
     for frame in frames:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -179,6 +180,27 @@ def test_a_video_becomes_a_video(
     capsys.readouterr()
     assert call(main, *common, "probabilities=true") == 1
     assert "probabilities=true is for images" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_truncated_video_is_named_and_what_could_be_read_is_kept(
+    checkpoint: str, tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / f"clip{suffix}"
+    write_video(clip, [noise(48, 64, seed=number) for number in range(10)])
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={clip}", f"output={out}", "device=cpu", "frames=true") == 1
+    message = one_line(capfd.readouterr().err)  # FFmpeg itself is silent
+    assert str(clip) in message
+    if suffix == ".mp4":  # its index was at the end
+        assert "cannot be read as a video" in message
+        assert not out.exists()
+    else:
+        read = len(list((out / "clip_labels").iterdir()))
+        assert 0 < read < 10
+        assert f"only {read} of 10 frames" in message
+        assert len(read_video(out / "clip_overlay.mp4")[1]) == read
 
 
 @pytest.fixture
