@@ -21,8 +21,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from segdcn.analysis import sampling_points
 from segdcn.models import deformable_layers
-from segdcn.models.sampling_points import sampling_points
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
 from segdcn.panels import central_pixels, comparison_panel, sampling_panel
 from segdcn.run_folder import write_text
@@ -373,7 +373,7 @@ class Panels(pl.Callback):
             if deformable_layers(_network(pl_module)):
                 pixels = central_pixels(sample.label)
                 points = sampling_points(_network(pl_module), image, pixels)
-                pairs = [(pixel, cells.cpu().numpy()) for pixel, cells in zip(pixels, points, strict=True)]
+                pairs = [(pixel, depths[-1].numpy()) for pixel, depths in zip(pixels, points, strict=True)]
                 self._save(sampling_panel(sample.image, pairs, sample.name), f"{split}_{number}_sampling.png")
 
     def _save(self, picture: Any, name: str) -> None:

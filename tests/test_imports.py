@@ -44,6 +44,7 @@ ALLOWED = {
         "segdcn.panels",
         "segdcn.run_folder",
     },
+    "segdcn.analysis": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.ops"},
     "segdcn.models.cost": {"torch", "segdcn.ops"},
     "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.plan": {"segdcn.run_folder"},

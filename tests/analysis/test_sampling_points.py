@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segdcn.models.sampling_points import sampling_points
+from segdcn.analysis import sampling_points
 from segdcn.ops import DeformConv2d
 
 
@@ -14,6 +14,12 @@ def stack(*dilations: int, **options: object) -> nn.Sequential:
     """Undeformed 3x3 layers behind a convolution of stride 4."""
     layers = [DeformConv2d(4, 4, 3, padding=d, dilation=d, **options) for d in dilations]  # type: ignore[arg-type]
     return nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), *layers).eval()
+
+
+def points_of(network: nn.Module, image: Tensor, pixels: list[tuple[int, int]], layers: int = 3) -> Tensor:
+    """After the whole chain."""
+    (depths,) = sampling_points(network, image, pixels, layers)
+    return depths[-1]
 
 
 def ordered(points: Tensor) -> list[tuple[float, ...]]:
@@ -24,7 +30,7 @@ def ordered(points: Tensor) -> list[tuple[float, ...]]:
 @pytest.mark.parametrize("offset_groups", [1, 2])
 def test_undeformed_layers_give_the_grid_of_the_stacked_convolutions(modulated: bool, offset_groups: int) -> None:
     network = stack(1, 2, 3, modulated=modulated, offset_groups=offset_groups)
-    (points,) = sampling_points(network, torch.randn(1, 3, 80, 120), [(41, 62)])  # cell (10, 15) of 20 x 30
+    points = points_of(network, torch.randn(1, 3, 80, 120), [(41, 62)])  # cell (10, 15) of 20 x 30
     steps = [[(dy * d, dx * d) for dy in (-1, 0, 1) for dx in (-1, 0, 1)] for d in (1, 2, 3)]
     expected = [
         ((10 + sum(y for y, _ in path) + 0.5) * 4 - 0.5, (15 + sum(x for _, x in path) + 0.5) * 4 - 0.5)
@@ -43,7 +49,7 @@ def test_offsets_move_the_points_and_are_read_at_the_nearest_cell() -> None:
         first.offset.bias[2 * 5 + 1] = 0.5  # the sixth kernel point (1, 2) looks further right
         first.offset.weight[0] = 0.1  # and the first one's dy varies over the map
     image = torch.randn(1, 3, 48, 64)
-    (points,) = sampling_points(network, image, [(20, 30)])
+    points = points_of(network, image, [(20, 30)])
 
     with torch.no_grad():
         offset = first.offset(network[0](image))[0]  # (18, 12, 16)
@@ -59,7 +65,7 @@ def test_offsets_move_the_points_and_are_read_at_the_nearest_cell() -> None:
 
 
 def test_taps_outside_the_map_stay_as_one_point_each() -> None:
-    (points,) = sampling_points(stack(1, 1), torch.randn(1, 3, 32, 48), [(0, 0)])
+    points = points_of(stack(1, 1), torch.randn(1, 3, 32, 48), [(0, 0)])
     # In the corner 4 of 9 taps are inside and become 9 points each; the other 5 stay.
     assert len(points) == 4 * 9 + 5
     outside = (points < -0.5).any(dim=1)
@@ -69,13 +75,13 @@ def test_taps_outside_the_map_stay_as_one_point_each() -> None:
 def test_layers_limits_the_chain() -> None:
     image = torch.randn(1, 3, 160, 176)
     for layers in (1, 2, 3):
-        (points,) = sampling_points(stack(1, 1, 1, 1), image, [(80, 90)], layers)
+        points = points_of(stack(1, 1, 1, 1), image, [(80, 90)], layers)
         assert len(points) == 9**layers
 
 
 def test_chain_ends_where_the_resolution_changes() -> None:
     network = nn.Sequential(DeformConv2d(3, 3, 3, padding=1), nn.AvgPool2d(2), DeformConv2d(3, 3, 3, padding=1)).eval()
-    (points,) = sampling_points(network, torch.randn(1, 3, 16, 24), [(8, 9)])
+    points = points_of(network, torch.randn(1, 3, 16, 24), [(8, 9)])
     assert ordered(points) == sorted(
         ((4 + y + 0.5) * 2 - 0.5, (4 + x + 0.5) * 2 - 0.5) for y in (-1, 0, 1) for x in (-1, 0, 1)
     )
@@ -83,7 +89,7 @@ def test_chain_ends_where_the_resolution_changes() -> None:
 
 def test_strided_layer_samples_its_finer_input_map() -> None:
     network = nn.Sequential(DeformConv2d(3, 3, 3, stride=2, padding=1)).eval()
-    (points,) = sampling_points(network, torch.randn(1, 3, 16, 24), [(8, 9)])
+    points = points_of(network, torch.randn(1, 3, 16, 24), [(8, 9)])
     assert ordered(points) == sorted((8.0 + y, 8.0 + x) for y in (-1, 0, 1) for x in (-1, 0, 1))
 
 
@@ -98,7 +104,7 @@ def test_network_is_left_as_it_was() -> None:
 
 def test_wrong_use_is_refused() -> None:
     image = torch.randn(1, 3, 16, 24)
-    with pytest.raises(ValueError, match="no deformable layers"):
+    with pytest.raises(ValueError, match="no 3x3 convolutions"):
         sampling_points(nn.Conv2d(3, 3, 1).eval(), image, [(0, 0)])
     with pytest.raises(ValueError, match=r"network\.eval"):
         sampling_points(stack(1).train(), image, [(0, 0)])

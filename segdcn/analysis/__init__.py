@@ -1,0 +1,16 @@
+"""What a network's deformable layers learned: where they sample, how far they dilate, what reaches a pixel."""
+
+from segdcn.analysis.effective_dilation import effective_dilation
+from segdcn.analysis.layers import LayerCall, last_layers, record
+from segdcn.analysis.receptive_field import effective_receptive_field
+from segdcn.analysis.sampling_points import sampling_points, trace
+
+__all__ = [
+    "LayerCall",
+    "effective_dilation",
+    "effective_receptive_field",
+    "last_layers",
+    "record",
+    "sampling_points",
+    "trace",
+]
