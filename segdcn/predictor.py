@@ -117,7 +117,7 @@ class Predictor:
         self.class_names, self.palette = list(class_names), [tuple(colour) for colour in palette]
         self.inference = inference or Inference()
         self.max_pixels = max_pixels
-        self._transform = transform
+        self.transform = transform
 
     @overload
     def __call__(self, image: Photo, probabilities: bool = False) -> Prediction: ...
@@ -162,7 +162,7 @@ class Predictor:
         return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
 
     def _batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
-        return self._transform.image(pixels)[None].to(self.device)
+        return self.transform.image(pixels)[None].to(self.device)
 
     def _inference_for(self, height: int, width: int) -> Inference:
         """With windows of our own choice where the image is too large to be seen whole and none are asked for."""

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
 LONGEST_SIDE = 960  # of a picture within the page; larger ones are shrunk
-FIELD_SIDE = 96  # of a receptive field, which is blurred by nature
+FIELD_SIDE = 64  # of a receptive field, which is blurred by nature
 WRONG, RIGHT, IGNORED = (230, 40, 40), (236, 238, 240), (120, 124, 130)
 
 
@@ -58,7 +58,8 @@ def thumbnail(image: Bytes) -> str:
 def field_atlas(fields: Array) -> dict[str, Any]:
     """Receptive fields (P, H, W) as tiles of one grey PNG, row by row.
 
-    Each is scaled by its own maximum; the square root of that is stored, since most of a field is faint.
+    Each is smoothed by one pixel of its tile, since the gradient of single pixels is speckled, and scaled by its own
+    maximum; the square root of that is stored, since most of a field is faint.
 
     Returns:
         ``url``, ``columns`` of tiles, ``tile`` [height, width] in pixels of the atlas.
@@ -69,7 +70,7 @@ def field_atlas(fields: Array) -> dict[str, Any]:
     columns = math.ceil(math.sqrt(count))
     atlas = np.zeros((math.ceil(count / columns) * size[1], columns * size[0]), np.uint8)
     for number, field in enumerate(fields.astype(np.float32)):
-        tile = cv2.resize(field, size, interpolation=cv2.INTER_AREA)
+        tile = cv2.GaussianBlur(cv2.resize(field, size, interpolation=cv2.INTER_AREA), (0, 0), 1.0)
         peak = float(tile.max())
         if peak > 0:
             row, column = divmod(number, columns)

@@ -176,7 +176,7 @@ async function startViewer(root) {
     for (let row = 0; row < height; row++) {
       for (let column = 0; column < width; column++) {
         const strength = atlas.data[4 * ((top + row) * atlas.width + left + column)] / 255;
-        tile.data.set([...fieldColour(strength), 255 * Math.min(1, 1.6 * strength)], 4 * (row * width + column));
+        tile.data.set([...fieldColour(strength), 255 * Math.min(0.92, 1.3 * strength)], 4 * (row * width + column));
       }
     }
     const small = document.createElement("canvas");
