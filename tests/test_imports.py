@@ -45,6 +45,8 @@ ALLOWED = {
         "segdcn.run_folder",
     },
     "segdcn.analysis": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.ops"},
+    "segdcn.analysis.objects": {"numpy", "cv2"},
+    "segdcn.analysis.offset_study": {"torch", "numpy", "segdcn.analysis", "segdcn.data", "segdcn.ops"},
     "segdcn.models.cost": {"torch", "segdcn.ops"},
     "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.plan": {"segdcn.run_folder"},

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Pixels of all copies of an image that are followed at once: beyond, larger batches are no faster.
-PIXELS_AT_ONCE = 2**20
-
 
 def effective_receptive_field(network: nn.Module, image: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
     """How much each image pixel moves the score of the class that is predicted at a chosen pixel.
@@ -42,14 +39,13 @@ def effective_receptive_field(network: nn.Module, image: Tensor, pixels: Sequenc
             raise ValueError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
     # weights as constants: nothing is computed for them, and the network is left as it is
     constants = {name: value.detach() for name, value in network.named_parameters()}
-    batch = max(1, PIXELS_AT_ONCE // (height * width))
-    fields = [torch.empty(0, height, width)]
-    for start in range(0, len(pixels), batch):
-        chosen = torch.tensor(pixels[start : start + batch], device=image.device)
-        copies = image.detach().repeat(len(chosen), 1, 1, 1).requires_grad_()
-        with torch.enable_grad():
-            logits = torch.func.functional_call(network, constants, (copies,))
-            scores = logits[torch.arange(len(chosen)), :, chosen[:, 0], chosen[:, 1]]  # (P, K)
-            (gradient,) = torch.autograd.grad(scores.max(dim=1).values.sum(), copies)
-        fields.append(gradient.abs().sum(dim=1).float().cpu())
-    return torch.cat(fields)
+    with torch.enable_grad():
+        leaf = image.detach().clone().requires_grad_()
+        logits = torch.func.functional_call(network, constants, (leaf,))
+        scores = [logits[0, :, row, col].max() for row, col in pixels]
+    fields = torch.empty(len(pixels), height, width)
+    for field, score in zip(fields, scores, strict=True):
+        # one after another: batches of pixels need a run of the network for each, and were no faster
+        (gradient,) = torch.autograd.grad(score, leaf, retain_graph=True)
+        field.copy_(gradient[0].abs().sum(dim=0))
+    return fields

@@ -33,6 +33,7 @@ class CamVid:
         "pedestrian",
         "bicyclist",
     )
+    object_classes = ("sign", "car", "pedestrian", "bicyclist")  # a pole's box tells little of its size
     palette: tuple[Color, ...] = (
         (128, 128, 128),
         (128, 0, 0),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, check_count, few
+from segdcn.data.instance_maps import InstanceMaps
 
 IMAGES = {"train": 2975, "val": 500, "test": 1525}  # as published
 
@@ -54,6 +55,7 @@ class Cityscapes:
 
     Attributes:
         categories: the names of each category's classes.
+        object_classes: those that are annotated object by object.
         label_ids: the labelId of each class, which the benchmark's server takes.
 
     Raises:
@@ -63,6 +65,7 @@ class Cityscapes:
     class_names = tuple(row.name for row in _CLASSES)
     palette = tuple(row.color for row in _CLASSES)
     label_ids = tuple(row.label_id for row in _CLASSES)
+    object_classes = tuple(row.name for row in _CLASSES if row.category in ("human", "vehicle"))
     categories: ClassVar[dict[str, tuple[str, ...]]] = {
         category: tuple(row.name for row in _CLASSES if row.category == category)
         for category in dict.fromkeys(row.category for row in _CLASSES)
@@ -109,6 +112,12 @@ class Cityscapes:
         masks = [pair.mask for pair in self.split(name).pairs if pair.mask is not None]
         files = [mask.with_name(mask.name.rpartition("_")[0] + "_instanceIds.png") for mask in masks]
         return files if files and all(file.is_file() for file in files) else None
+
+    def instances(self, name: str) -> InstanceMaps | None:
+        """Which pixels are one object, for each image of a split; None without its instanceIds files."""
+        files = self.instance_files(name)
+        # 1000 · labelId + number; lower numbers are labelIds of what is not told apart, a crowd for example
+        return None if files is None else InstanceMaps(files, lowest=1000)
 
     def _pairs(self, name: str) -> tuple[list[ImageMaskPair], str]:
         """The files of one split, and which kind of labels they have."""

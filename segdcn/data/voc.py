@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, voc_palette
+from segdcn.data.instance_maps import InstanceMaps
 
 IMAGES = {"train": 1464, "val": 1449, "test": 1456}  # as published
 TRAIN_AUG_IMAGES = 10_582
@@ -107,6 +108,12 @@ class VOC:
         check_count(f"split {name!r} of VOC 2012 in {self.root}", len(images), published)
         pairs = [ImageMaskPair(image, masks.get(stem), stem) for stem, image in images.items()]
         return ImageMaskFiles(pairs, num_classes=len(self.class_names))
+
+    def instances(self, name: str) -> InstanceMaps | None:
+        """Which pixels are one object, for each image of a split; None unless VOC's SegmentationObject has them all."""
+        files = [self.root / "SegmentationObject" / f"{pair.name}.png" for pair in self.split(name).pairs]
+        there = _stems(self.root / "SegmentationObject")
+        return InstanceMaps(files) if all(file.stem in there for file in files) else None
 
     def _check_exist(self, files: list[Path]) -> None:
         """One look into each folder instead of one at each of 20,000 files, which takes minutes on a network disk."""
