@@ -143,7 +143,7 @@ class Predictor:
         pixels = as_rgb(image) if isinstance(image, np.ndarray) else read_photo(Path(image))
         inference = self._inference_for(*pixels.shape[:2])
         with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-            batch = self._batch(pixels)
+            batch = self.batch(pixels)
             kept: npt.NDArray[np.float32] | None = None
             if not probabilities and inference.window is not None and inference.single_run:
                 classes = slide_classes(self.network, batch, inference.window, inference.steps)
@@ -157,11 +157,12 @@ class Predictor:
             if kept is not None:
                 return kept
             with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-                return _softmax(inference(self.network, self._batch(pixels)))
+                return _softmax(inference(self.network, self.batch(pixels)))
 
         return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
 
-    def _batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+    def batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels as the network takes them: uint8 (H, W, 3) -> float32 (1, 3, H, W) on its device."""
         return self.transform.image(pixels)[None].to(self.device)
 
     def _inference_for(self, height: int, width: int) -> Inference:

@@ -66,8 +66,8 @@ def test_command_exists_and_composes(command: str) -> None:
     if program == "segdcn-data":
         assert arguments.pop(0) == "check"
         compose("check", *arguments)
-    elif program == "segdcn-predict":
-        compose("predict", *arguments)
+    elif program in ("segdcn-predict", "segdcn-analyze"):
+        compose(program.removeprefix("segdcn-"), *arguments)
     elif program == "segdcn-train":
         compose("train", "name=test", *arguments)
     else:

@@ -2,7 +2,7 @@
 
 from segdcn.models.backbones import BACKBONES, Backbone, Features, build_backbone
 from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvision_deeplabv3
-from segdcn.models.deformable import deformable_layers, make_deformable, set_fixed_dilation
+from segdcn.models.deformable import deformable_layers, make_deformable, plain_twin, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead
 
@@ -22,5 +22,6 @@ __all__ = [
     "freeze_stages",
     "from_torchvision_deeplabv3",
     "make_deformable",
+    "plain_twin",
     "set_fixed_dilation",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 from torch import nn
 
 from segdcn.ops import DeformConv2d
@@ -27,12 +30,15 @@ def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, 
             f"not yet; ask for 0 to {len(found)} (model.deform.layers)"
         )
     chosen = found[len(found) - last :]
-    replacement = {conv: _deformed(name, conv, modulated, offset_groups) for name, conv in chosen}
-    for parent in list(searched.modules()):
-        for attribute, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and child in replacement:
-                setattr(parent, attribute, replacement[child])
+    _replace(searched, {conv: _deformed(name, conv, modulated, offset_groups) for name, conv in chosen})
     return [name for name, _ in chosen]
+
+
+def plain_twin(network: nn.Module) -> nn.Module:
+    """A copy whose deformable layers are plain convolutions with the same weights: what the offsets cost and bring."""
+    twin = copy.deepcopy(network)
+    _replace(twin, {layer: _undeformed(layer) for layer in deformable_layers(twin).values()})
+    return twin
 
 
 def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list[str]:
@@ -74,6 +80,20 @@ def _convolutions_3x3(network: nn.Module) -> tuple[nn.Module, list[tuple[str, nn
         for name, module in searched.named_modules()
         if name and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module not in branches
     ]
+
+
+def _replace(network: nn.Module, replacement: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(network.modules()):
+        for attribute, child in list(parent.named_children()):
+            if child in replacement:
+                setattr(parent, attribute, replacement[child])
+
+
+def _undeformed(layer: DeformConv2d) -> nn.Conv2d:
+    settings = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, *settings, bias=False, device="meta")
+    conv.weight, conv.bias = layer.weight, layer.bias
+    return conv.train(layer.training)
 
 
 def _deformed(name: str, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> DeformConv2d:

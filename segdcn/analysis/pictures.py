@@ -1,0 +1,135 @@
+"""Pictures of an analysis: offset lengths, sampling points, receptive fields. Legend: H x W pixels, M points.
+
+Without pyplot, whose figures are shared by all that runs in a process.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Pixel = tuple[int, int]
+
+DOTS_PER_INCH = 130
+LEARNED, REGULAR, UNIT = "#ff4534", "#35c5ff", "#3ddc64"
+BAR, QUIET = "#1f4e79", "#6e6e6e"
+TILE = 2.6  # inches
+
+
+def length_picture(study: Mapping[str, Any]) -> bytes:
+    """A PNG: the histogram of offset lengths of each layer, the last layer on top, on one axis."""
+    layers = study["layers"][::-1]
+    figure = Figure(figsize=(7.0, 0.8 + 1.3 * len(layers)), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, layer in zip(figure.subplots(len(layers), sharex=True, squeeze=False)[:, 0], layers, strict=True):
+        edges, counts = np.array(layer["histogram"]["edges"]), np.array(layer["histogram"]["counts"])
+        total = counts.sum() + layer["histogram"]["beyond"]
+        axes.bar(edges[:-1], 100 * counts / total, np.diff(edges), align="edge", color=BAR, edgecolor="white", lw=0.3)
+        length = layer["length"]
+        for value, style in ((length["mean"], "-"), (length["p95"], "--")):
+            axes.axvline(value, color=LEARNED, linewidth=1.2, linestyle=style)
+        words = f"mean {length['mean']:.2f}, 95 % below {length['p95']:.2f}, longest {length['max']:.1f}"
+        axes.set_title(f"{layer['name']}: {words}", fontsize=8, loc="left", parse_math=False)
+        axes.set_ylabel("samples, %", fontsize=8)
+        axes.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    axes.set_xlabel("length of an offset, in pixels of the layer's input map", fontsize=8)
+    axes.set_xlim(0)
+    return _png(figure)
+
+
+def sampling_picture(
+    image: Array, pixels: Sequence[Pixel], learned: Sequence[Sequence[Array]], regular: Sequence[Array], title: str
+) -> bytes:
+    """A PNG: a row per pixel with its points after each layer in red, and the grid without offsets in blue.
+
+    Args:
+        image: uint8 (H, W, 3).
+        learned: for each pixel the points (M, 2) after one layer, after two, ...; (y, x) in image pixels.
+        regular: for each pixel those of the same layers without offsets; empty leaves the column out.
+    """
+    columns = [[*depths] for depths in learned]
+    tiles = len(columns[0]) + bool(regular)
+    figure, grid = _tiles(image, len(pixels), tiles, title)
+    for row, pixel in enumerate(pixels):
+        for column, points in enumerate([*learned[row], *regular[row : row + 1]]):
+            axes = grid[row, column]
+            last = column == len(learned[row])
+            _photograph(axes, image, 0.65)
+            _points(axes, points, REGULAR if last else LEARNED, image.shape)
+            axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=5, markeredgecolor="black", markeredgewidth=0.7)
+            words = "without offsets" if last else f"{column + 1} layer{'s' if column else ''}"
+            axes.set_title(f"{words}: {_count(points, image.shape)}", fontsize=7)
+        grid[row, 0].set_ylabel(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
+    return _png(figure)
+
+
+def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: Sequence[Array], title: str) -> bytes:
+    """A PNG: for each pixel what moves its score, as heat over the image, and its sampling points on top.
+
+    Args:
+        image: uint8 (H, W, 3).
+        fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root, else a few pixels near
+            the centre would be all there is to see.
+        points: for each pixel its points (M, 2), (y, x) in image pixels.
+    """
+    figure, grid = _tiles(image, 2, len(pixels), title)
+    for column, (pixel, field) in enumerate(zip(pixels, fields, strict=True)):
+        heat = np.sqrt(field / max(float(field.max()), np.finfo(np.float32).tiny))
+        for row in range(2):
+            axes = grid[row, column]
+            _photograph(axes, image, 0.45 if row == 0 else 0.65)
+            if row == 0:
+                axes.imshow(
+                    heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2.5 * heat), interpolation="nearest"
+                )
+            else:
+                axes.contourf(heat, levels=[0.1, 0.25, 0.5, 1.01], colors=["#ffd54a"], alpha=0.25)
+                _points(axes, points[column], LEARNED, image.shape)
+            axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=5, markeredgecolor="black", markeredgewidth=0.7)
+        grid[0, column].set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
+    return _png(figure)
+
+
+def _tiles(image: Array, rows: int, columns: int, title: str) -> tuple[Figure, Array]:
+    height, width = image.shape[:2]
+    size = (TILE * columns, (TILE * height / width + 0.25) * rows + 0.3)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=8, x=0.01, ha="left", parse_math=False)
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+
+
+def _photograph(axes: Axes, image: Array, brightness: float) -> None:
+    axes.imshow((image * brightness).astype(np.uint8))
+    axes.set_xlim(-0.5, image.shape[1] - 0.5)
+    axes.set_ylim(image.shape[0] - 0.5, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _points(axes: Axes, points: Array, colour: str, shape: tuple[int, ...]) -> None:
+    size = 9.0 if len(points) < 100 else 3.0
+    axes.scatter(points[:, 1], points[:, 0], s=size, c=colour, linewidths=0, alpha=0.8)
+
+
+def _count(points: Array, shape: tuple[int, ...]) -> str:
+    inside = ((points >= -0.5) & (points < np.array(shape[:2]) - 0.5)).all(axis=1)
+    return f"{len(points)} points" + ("" if inside.all() else f", {(~inside).sum()} outside")
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})  # which would name a version
+    return file.getvalue()

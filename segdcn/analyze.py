@@ -1,0 +1,199 @@
+"""segdcn-analyze checkpoint=PATH: what the offsets of a trained network do, in figures and in pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from segdcn.assembly import CONFIG_PATH, build_dataset, one_line_errors
+from segdcn.run_folder import (
+    environment,
+    file_hash,
+    load_checkpoint,
+    run_folder_of,
+    shown,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from segdcn.data import Sample
+    from segdcn.predictor import Predictor
+
+
+def analyze(config: DictConfig) -> dict[str, Any]:
+    """Analyse ``config.checkpoint``; returns what analysis.json holds."""
+    for key in ("images", "pictures"):
+        if config[key] is not None and config[key] < 0:
+            raise ValueError(f"{key} must be 0 or more, got {config[key]}")
+    checkpoint = Path(config.checkpoint)
+    state = load_checkpoint(checkpoint)  # before torch's slower parts are imported: a wrong path is reported at once
+
+    import segdcn
+    from segdcn.analysis.cost import compare_cost
+    from segdcn.analysis.pictures import length_picture
+    from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, markdown
+
+    predictor = segdcn.load(checkpoint, device=config.device)
+    folder = Path(config.output_dir) if config.output_dir else run_folder_of(checkpoint) / "analysis"
+    split: Sequence[Sample] = ()
+    dataset: Any = None
+    if config.images != 0 or config.image is None:
+        dataset = build_dataset(_trained_config(config, state))
+        if list(dataset.class_names) != predictor.class_names:
+            raise ValueError(
+                f"{checkpoint} was trained on the classes {', '.join(predictor.class_names)}, but the data set has"
+                f" {', '.join(dataset.class_names)}: give a checkpoint that was trained on it"
+            )
+        split = dataset.split(config.split)
+    if config.image is not None:
+        drawn = [_own_image(config.image, predictor)]
+    else:
+        drawn = [split[place] for place in _places(len(split), config.pictures)]
+    facts = {
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": file_hash(checkpoint),
+        "split": config.split if config.images != 0 else None,
+    }
+    study: dict[str, Any] = {}
+    if config.images != 0:
+        study = _study(config, predictor, dataset, split)
+        write_text(folder / "effective_dilation.csv", dilation_csv(study))
+        write_text(folder / "effective_dilation.md", markdown(dilation_rows(study)))
+        write_bytes(folder / "offset_lengths.png", length_picture(study))
+        thresholds = " and ".join(f"{side:.0f}" for side in study["objects"]["thresholds"])
+        counts = ", ".join(f"{count} {name}" for name, count in study["objects"]["counts"].items())
+        print(
+            f"{config.split} split, {study['images']} images; objects: {counts}, parted at sides of {thresholds} pixels"
+        )
+        _print("effective dilation by object size, mean ± std, in pixels of the layer's map", dilation_rows(study))
+        _print("effective dilation by class", class_rows(study))
+    pictures = [_draw(config, predictor, sample, number, folder) for number, sample in enumerate(drawn)]
+    image = (drawn[0] if drawn else split[0]).image
+    cost = compare_cost(predictor.network, predictor.batch(image), config.repeats)
+    height, width = cost["size"]
+    _print(f"cost of one image of {width}x{height} pixels, {cost['threads']} thread(s)", cost_rows(cost))
+    seed = int(state["segdcn"]["config"].get("seed") or 0)
+    result = {**facts, **study, "cost": cost, "pictures": pictures, "environment": environment(seed)}
+    write_json(folder / "analysis.json", result)
+    print(f"figures and pictures in {shown(folder)}")
+    return result
+
+
+def _trained_config(config: DictConfig, state: dict[str, Any]) -> DictConfig:
+    """The config of the run, with what this command says about its data set."""
+    saved = OmegaConf.create(state["segdcn"]["config"])
+    for key, value in config.dataset.items():
+        if value is not None:
+            saved.dataset[key] = value
+    return saved
+
+
+def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequence[Sample]) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from segdcn.analysis.offset_study import study_offsets
+
+    objects = config.objects
+    if objects is None:
+        others = [name for name in predictor.class_names if name != "background"]
+        objects = getattr(dataset, "object_classes", others)
+    find_instances = getattr(dataset, "instances", None)
+    maps = find_instances(config.split) if find_instances else None
+    places = _places(len(split), config.images)
+    samples = (split[place] for place in places)  # one at a time
+    return study_offsets(
+        predictor.network,
+        # the bar is for a person who waits: a log file gets none
+        track(
+            samples,
+            "images",
+            len(places),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        ),
+        predictor.transform,
+        predictor.class_names,
+        list(objects),
+        config.object_sizes,
+        predictor.device,
+        None if maps is None else (maps[place] for place in places),
+    )
+
+
+def _draw(config: DictConfig, predictor: Predictor, sample: Sample, number: int, folder: Path) -> dict[str, Any]:
+    """sampling_N.png, sampling_N.json and receptive_field_N.png of one image; returns what they are of."""
+    from segdcn.analysis import effective_receptive_field, record, trace
+    from segdcn.analysis.pictures import field_picture, sampling_picture
+    from segdcn.panels import central_pixels
+
+    image = predictor.batch(sample.image)
+    size = (image.shape[2], image.shape[3])
+    pixels = [(int(row), int(column)) for row, column in config.pixels or ()] or central_pixels(sample.label)
+    calls = record(predictor.network, image)[-3:]
+    learned = [trace(calls, pixel, size) for pixel in pixels]
+    regular: list[Any] = []
+    if any(call.deformable for call in calls):
+        undeformed = [call.undeformed() for call in calls]
+        regular = [trace(undeformed, pixel, size)[-1].numpy() for pixel in pixels]
+    fields = effective_receptive_field(predictor.network, image, pixels).numpy()
+
+    arrays = [[points.numpy() for points in depths] for depths in learned]
+    write_bytes(folder / f"sampling_{number}.png", sampling_picture(sample.image, pixels, arrays, regular, sample.name))
+    last = [depths[-1] for depths in arrays]
+    write_bytes(
+        folder / f"receptive_field_{number}.png", field_picture(sample.image, pixels, fields, last, sample.name)
+    )
+    facts = {"image": sample.name, "size": list(size), "layers": [call.name for call in reversed(calls)]}
+    points = [
+        {"pixel": list(pixel), "points": [[[round(y, 3), round(x, 3)] for y, x in d.tolist()] for d in depths]}
+        for pixel, depths in zip(pixels, learned, strict=True)
+    ]
+    write_text(folder / f"sampling_{number}.json", json.dumps({**facts, "pixels": points}) + "\n")
+    return {**facts, "pixels": [list(pixel) for pixel in pixels]}
+
+
+def _own_image(path: str, predictor: Predictor) -> Sample:
+    """A photograph has no labels: pixels are chosen by what the network sees in it."""
+    from segdcn.data import Sample
+
+    result = predictor(path)
+    return Sample(result.image, result.labels, Path(path).name)
+
+
+def _places(total: int, count: int | None) -> list[int]:
+    """``count`` of ``total`` places (None: all) at equal distances."""
+    count = total if count is None else min(count, total)
+    return [number * total // count for number in range(count)]
+
+
+def _print(title: str, rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(rows[0][0], title=title, title_justify="left")
+    for heading in rows[0][1:]:
+        table.add_column(heading, justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="analyze")
+@one_line_errors
+def main(config: DictConfig) -> None:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    analyze(config)
+
+
+if __name__ == "__main__":
+    main()
