@@ -39,7 +39,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(options: argparse.Namespace) -> Path:
     """Write the page; returns where it is."""
-    from segdcn.report.contents import FILE, report_run, report_runs, report_sweep
+    from segdcn.report.comparison import report_runs, report_sweep
+    from segdcn.report.contents import FILE, report_run
 
     folders = options.folders
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -61,10 +62,14 @@ def line_chart(
     # paths stay paths, text stays text: readable, searchable, in the page's font
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "path.simplify": False}):
         figure = Figure(figsize=SIZE, layout="constrained")
-        canvas = FigureCanvasSVG(figure)
+        FigureCanvasSVG(figure)
         axes = figure.subplots()
         for one in drawn:
-            line = {"color": _sentinel(one.colour), "linewidth": 1.6, "linestyle": (0, (3, 2)) if one.dashed else "-"}
+            line: dict[str, Any] = {
+                "color": _sentinel(one.colour),
+                "linewidth": 1.6,
+                "linestyle": (0, (3, 2)) if one.dashed else "-",
+            }
             alone = sum(map(math.isfinite, one.y)) == 1  # one epoch is a dot
             if steps:
                 axes.step(one.x, one.y, where="mid", **line)
@@ -73,7 +78,7 @@ def line_chart(
                 axes.plot(*zip(*gaps, strict=True), marker="o", markersize=4 if alone else 2.2, **line)
         _style(axes, x_label, unit)
         file = io.StringIO()
-        canvas.print_svg(file, metadata={"Date": None, "Creator": None})
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return Chart(title, _embedded(file.getvalue(), title, drawn), drawn)
 
 

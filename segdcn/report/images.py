@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from segdcn.analysis.offset_study import study_offsets
 from segdcn.data.dataset import IGNORE_INDEX, Sample
-from segdcn.data.transforms import EvalTransform
-from segdcn.models import deformable_layers
+from segdcn.models import deformable_layers, plain_twin
+from segdcn.panels import central_pixels
 from segdcn.predictor import Predictor, load
 from segdcn.report import choice, pictures
 from segdcn.report.records import RunRecord
-from segdcn.report.viewer import DEPTH, fields_per_image, undeformed, view
+from segdcn.report.viewer import DEPTH, fields_per_image, view
 from segdcn.run_folder import load_checkpoint
 
 OpenDataset = Callable[[Mapping[str, Any]], Any]
@@ -36,10 +36,6 @@ class Subject:
     dataset: Any
     samples: Sequence[Sample]
 
-    @property
-    def transform(self) -> EvalTransform:
-        return self.predictor.transform
-
 
 def open_subject(record: RunRecord, open_dataset: OpenDataset, device: str = "auto") -> Subject:
     """Load a run's checkpoint and data.
@@ -51,7 +47,9 @@ def open_subject(record: RunRecord, open_dataset: OpenDataset, device: str = "au
     dataset = open_dataset(config)
     samples = dataset.split(record.split)
     counts = record.counts
-    if counts is not None and (len(samples) != len(counts.names) or len(samples) and samples[0].name != counts.names[0]):
+    if counts is not None and (
+        len(samples) != len(counts.names) or (len(samples) and samples[0].name != counts.names[0])
+    ):
         raise ValueError(f"the data at hand are not the {len(counts.names)} {record.split} images that were counted")
     return Subject(record, predictor, dataset, samples)
 
@@ -64,9 +62,9 @@ def chosen_images(subjects: Sequence[Subject]) -> dict[int, str]:
     if len(subjects) == 1 and miou:
         found = {index: why for why, index in choice.best_median_worst(miou[0]).items()}
     elif len(miou) == len(subjects):
-        found = {index: "disagree" for index in choice.most_different(miou[0], miou[1], GALLERY_IMAGES)}
+        found = dict.fromkeys(choice.most_different(miou[0], miou[1], GALLERY_IMAGES), "disagree")
     wanted = VIEWER_IMAGES - len(found)
-    return found | {index: "image" for index in choice.spread(len(first.samples), max(0, wanted), list(found))}
+    return found | dict.fromkeys(choice.spread(len(first.samples), max(0, wanted), list(found)), "image")
 
 
 def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str, Any]:
@@ -100,7 +98,10 @@ def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str,
         legend += [("wrong", pictures.WRONG), ("not labelled", pictures.IGNORED)]
     return {
         "layers": keys,
-        "sides": [("left", "photo" if single else "prediction0"), ("right", "prediction0" if single else "prediction1")],
+        "sides": [
+            ("left", "photo" if single else "prediction0"),
+            ("right", "prediction0" if single else "prediction1"),
+        ],
         "images": images,
         "legend": legend,
         "pixelated": max(subjects[0].samples[next(iter(chosen))].image.shape[:2]) <= 256,
@@ -145,7 +146,10 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
     deformed = bool(deformable_layers(subjects[0].predictor.network))
     networks = [(subject.record.name, subject.predictor.network) for subject in subjects]
     if single and deformed:
-        networks = [("learned offsets", networks[0][1]), ("the same layers, without offsets", undeformed(networks[0][1]))]
+        networks = [
+            ("learned offsets", networks[0][1]),
+            ("the same layers, without offsets", plain_twin(networks[0][1])),
+        ]
     first = subjects[0]
     size = first.samples[next(iter(chosen))].label.shape
     maps = len(chosen) * len(networks)
@@ -153,7 +157,6 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
     entries, thumbnails, total, left_out = [], [], 0, 0
     for index, why in chosen.items():
         sample = first.samples[index]
-        image = first.transform.image(sample.image)[None].to(first.predictor.device)
         entry = {
             "name": sample.name,
             "height": sample.label.shape[0],
@@ -162,7 +165,11 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
             "truth": pictures.labels(sample.label, first.predictor.palette),
             "start": _start(sample),
             "networks": [
-                {**view(network, image, fields), "prediction": _prediction(subjects, number, sample)}
+                {
+                    **view(network, subjects[min(number, len(subjects) - 1)].predictor.batch(sample.image), fields),
+                    # a network without the offsets it was trained with was never meant to predict
+                    "prediction": _prediction(subjects[number], sample) if number < len(subjects) else None,
+                }
                 for number, (_, network) in enumerate(networks)
             ],
         }
@@ -193,16 +200,12 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
     }
 
 
-def _prediction(subjects: Sequence[Subject], number: int, sample: Sample) -> str:
-    """Of one run both panes show what it predicts: without its offsets a network was never meant to predict."""
-    predictor = subjects[min(number, len(subjects) - 1)].predictor
-    return pictures.labels(predictor(sample.image).labels, predictor.palette)
+def _prediction(subject: Subject, sample: Sample) -> str:
+    return pictures.labels(subject.predictor(sample.image).labels, subject.predictor.palette)
 
 
 def _start(sample: Sample) -> list[int]:
     """The pixel deepest inside the object: of the largest class but the most frequent one, where there are two."""
-    from segdcn.panels import central_pixels
-
     pixels = central_pixels(sample.label, 2)
     return list(pixels[-1]) if pixels else [sample.label.shape[0] // 2, sample.label.shape[1] // 2]
 
@@ -217,8 +220,8 @@ def _viewer_lead(single: bool, deformed: bool) -> str:
 
 def _viewer_fine(fields: int, groups: int, left_out: int) -> str:
     parts = [
-        "The receptive field is the gradient, by the image, of the class predicted at a pixel (Luo et al. 2016), smoothed"
-        f" a little and scaled by its own maximum; {fields} pixels of each image have one."
+        "The receptive field is the gradient, by the image, of the class predicted at a pixel (Luo et al. 2016),"
+        f" smoothed a little and scaled by its own maximum; {fields} pixels of each image have one."
         if fields
         else "Receptive fields of images of this size would take too long here and were left out."
     ]
@@ -240,20 +243,18 @@ def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str]
     known = _known_study(file, subject.record.checkpoint_hash)
     if known is not None:
         return known, f"Measured by segdcn-analyze on {known['images']} images"
-    try:
-        from segdcn.analysis import study_offsets
-        from segdcn.analysis.objects import object_classes_of
-    except ImportError:  # WIP until merged
-        return None
-
     indices = choice.spread(len(subject.samples), images)
+    names = subject.predictor.class_names
+    find_instances = getattr(subject.dataset, "instances", None)
+    maps = find_instances(subject.record.split) if find_instances else None
     study = study_offsets(
         subject.predictor.network,
         [subject.samples[index] for index in indices],
-        subject.transform,
-        subject.predictor.class_names,
-        object_classes_of(subject.dataset),
+        subject.predictor.transform,
+        names,
+        getattr(subject.dataset, "object_classes", [name for name in names if name != "background"]),
         device=subject.predictor.device,
+        instances=None if maps is None else [maps[index] for index in indices],
     )
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 
@@ -266,8 +267,3 @@ def _known_study(file: Path, checkpoint_hash: str | None) -> Mapping[str, Any] |
     if not isinstance(known, dict) or known.get("checkpoint_sha256") != checkpoint_hash:
         return None
     return known if {"layers", "objects", "images"} <= set(known) else None
-
-
-def quiet_torch() -> Any:
-    """No gradients where none are asked for."""
-    return torch.no_grad()

@@ -17,19 +17,22 @@ from segdcn.report.tables import PAPER_DILATIONS, SIZES, percent, signed
 # What would end a script element, open a comment in it, or end a line of JavaScript, wherever it stands in JSON
 _ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
+# what page.html knows, and what it is without it
+OPTIONAL: Mapping[str, Any] = {
+    **dict.fromkeys(("subtitle", "tiles", "comparison", "viewer", "gallery", "classes", "confusion")),
+    **dict.fromkeys(("class_comparison", "dilations", "charts")),
+    **dict.fromkeys(("sections", "notes", "histograms", "epoch_tables", "provenance"), ()),
+}
+
 
 def render(contents: Mapping[str, Any]) -> str:
-    """The page of ``contents``: the names that page.html knows, texts unescaped as they are; all are optional."""
+    """The page of ``contents``: "title", "kind", and what there is of ``OPTIONAL``, texts as they are."""
     files = resources.files("segdcn.report")
     template, style, script = (
         (files / name).read_text(encoding="utf-8") for name in ("page.html", "style.css", "viewer.js")
     )
-    known = (
-        "title kind subtitle sections notes tiles comparison viewer gallery classes confusion class_comparison"
-        " dilations histograms charts epoch_tables provenance"
-    ).split()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    values = dict.fromkeys(known) | {"notes": (), "provenance": (), "epoch_tables": (), "histograms": ()} | dict(contents)
+    values = {**OPTIONAL, **contents}
     if values["viewer"]:
         values["viewer"] = {**values["viewer"], "json": json_for_script(values["viewer"]["data"])}
     return environment.from_string(template).render(

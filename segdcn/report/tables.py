@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +57,7 @@ def duration(seconds: float | None) -> str:
     """Seconds, minutes or hours, whichever reads best."""
     if seconds is None:
         return NONE
-    if seconds < 100:
+    if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
@@ -207,7 +206,7 @@ class Dilations(NamedTuple):
 
     run: str
     text: str
-    rows: list[tuple[str, int, list[str], str]]
+    rows: list[tuple[str, str, list[str], str]]
 
 
 def dilations(study: Mapping[str, Any], run: str, measured: str) -> Dilations:
@@ -215,18 +214,12 @@ def dilations(study: Mapping[str, Any], run: str, measured: str) -> Dilations:
     rows = []
     for layer in reversed(study["layers"]):
         cells = [_spread(layer["effective_dilation"].get(size)) for size in SIZES]
-        rows.append((str(layer["name"]), int(layer["dilation"]), cells, percent(layer.get("outside"))))
-    objects = study["objects"]
-    small, big = (round(float(value)) for value in objects["thresholds"])
-    text = (
-        f"{measured}. Small objects have boxes below {small}² image pixels, large ones above {big}²;"
-        f" {_lower(str(objects['rule']))}"
-    )
-    return Dilations(run, text.rstrip(".") + ".", rows)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+        name, dilation = str(layer["name"]).removeprefix("backbone."), layer["dilation"]
+        rows.append((name, "×".join(map(str, dict.fromkeys(dilation))), cells, percent(layer.get("outside"))))
+    thresholds = study["objects"]["thresholds"]
+    small, big = (round(float(value)) for value in thresholds) if thresholds else (0, 0)
+    text = f"Small objects have boxes below {small}² image pixels, large ones above {big}²." if big else "No objects."
+    return Dilations(run, f"{measured}. {text}", rows)
 
 
 def _spread(cell: Mapping[str, Any] | None) -> str:
@@ -298,13 +291,44 @@ def paired_interval(record: RunRecord, first: RunRecord) -> str | None:
     return f"{signed(low)} to {signed(high)}"
 
 
-def unique_names(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """Names that tell the runs of a page apart: the config's where they differ, with the folder's where not."""
-    found = [
-        name if names.count(name) == 1 else f"{name} {folder.resolve().name}"
-        for folder, name in zip(folders, names, strict=True)
+# not what makes a run another one, and places on a machine
+_TOLD_ELSEWHERE = ("output_dir", "resume", "launcher", "sweep", "callbacks", "logger", "hydra", "name", "report")
+MOST_TOLD = 3
+
+
+def unique_names(records: Sequence[RunRecord]) -> list[str]:
+    """Names that tell the runs of a page apart: by the config's values that differ, where these are few."""
+    configs = [_flat(record.config) for record in records]
+    keys = [
+        key
+        for key in dict.fromkeys(key for config in configs for key in config)
+        if len({repr(config.get(key)) for config in configs}) > 1
     ]
+    if 0 < len(keys) <= MOST_TOLD:
+        found = [
+            ", ".join([record.name, *(f"{readable(key)}={config.get(key)}" for key in keys)])
+            for record, config in zip(records, configs, strict=True)
+        ]
+    else:
+        names = [record.name for record in records]
+        found = [
+            record.name if names.count(record.name) == 1 else f"{record.name} {record.folder.resolve().name}"
+            for record in records
+        ]
     return [name if found.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(found, start=1)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value, without what tells nothing about the training and what repeats another key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in _TOLD_ELSEWHERE:
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif not (isinstance(value, str) and value.startswith("${")):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def readable(override: str) -> str:

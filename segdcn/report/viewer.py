@@ -7,7 +7,6 @@ take a run of the network each, so they are made here for a grid of pixels.
 from __future__ import annotations
 
 import base64
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from segdcn.analysis import LayerCall, effective_receptive_field, last_layers, record
-from segdcn.models import deformable_layers
 from segdcn.models.cost import count_flops
 from segdcn.report import pictures
 
@@ -25,15 +23,6 @@ DEPTH = 3  # 9, 81, 729 points
 # seconds of one CPU core. A field grid of fewer pixels than MIN_FIELDS shows nothing.
 FIELD_BUDGET, FIELD_RUNS = 250e9, 3
 MIN_FIELDS, MAX_FIELDS = 6, 49
-
-
-def undeformed(network: nn.Module) -> nn.Module:
-    """A copy whose deformable layers have no offsets: the same weights on the regular grid."""
-    twin = copy.deepcopy(network)
-    for layer in deformable_layers(twin).values():
-        for parameter in layer.offset.parameters():
-            nn.init.zeros_(parameter)
-    return twin
 
 
 def fields_per_image(network: nn.Module, size: tuple[int, int], maps: int, budget: float = FIELD_BUDGET) -> int:
@@ -58,14 +47,13 @@ def pixel_grid(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
     ]
 
 
-def view(network: nn.Module, image: Tensor, fields: int, regular: bool = False) -> dict[str, Any]:
+def view(network: nn.Module, image: Tensor, fields: int) -> dict[str, Any]:
     """A network on an image, for the viewer: ``layers`` (last first) and ``fields`` (None without).
 
     Args:
         network: in evaluation mode.
         image: (1, 3, H, W), normalised.
         fields: how many receptive fields.
-        regular: the layers sample the regular grid, which needs no coordinates.
     """
     size = (image.shape[2], image.shape[3])
     calls = record(network, image, last_layers(network, DEPTH))
@@ -74,7 +62,7 @@ def view(network: nn.Module, image: Tensor, fields: int, regular: bool = False) 
         pixels = pixel_grid(size, fields)
         found = effective_receptive_field(network, image, pixels).numpy()
         atlas = {**pictures.field_atlas(found), "pixels": pixels}
-    return {"layers": [_layer(call, regular) for call in chain(calls)], "fields": atlas}
+    return {"layers": [_layer(call) for call in chain(calls)], "fields": atlas}
 
 
 def chain(calls: Sequence[LayerCall]) -> list[LayerCall]:
@@ -87,11 +75,9 @@ def chain(calls: Sequence[LayerCall]) -> list[LayerCall]:
     return found
 
 
-def _layer(call: LayerCall, regular: bool) -> dict[str, Any]:
-    deformable = call.deformable and not regular
+def _layer(call: LayerCall) -> dict[str, Any]:
     return {
         "name": call.name,
-        "deformable": deformable,
         "input": list(call.input_size),
         "output": list(call.output_size),
         "kernel": list(call.kernel_size),
@@ -99,8 +85,8 @@ def _layer(call: LayerCall, regular: bool) -> dict[str, Any]:
         "padding": list(call.padding),
         "dilation": list(call.dilation),
         "groups": call.taps.shape[1],
-        # (K, 2, Ho, Wo), little-endian float32, of the first offset group
-        "taps": _base64(call.taps[0, 0]) if deformable else None,
+        # (K, 2, Ho, Wo), little-endian float32, of the first offset group; the page knows the regular grid itself
+        "taps": _base64(call.taps[0, 0]) if call.deformable else None,
     }
 
 
