@@ -105,9 +105,9 @@ def _report(run: Path, dataset: Any) -> None:
     from segdcn.run_folder import shown
 
     try:
-        from segdcn.report.contents import QUICK, report_run
+        from segdcn.report.contents import report_run
 
-        page = report_run(run, lambda _: dataset, budget=QUICK)
+        page = report_run(run, lambda _: dataset, budget=None)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"warning: no report: {reason}; segdcn-report {shown(run)} tries again", file=sys.stderr)

@@ -14,19 +14,24 @@ from segdcn.run_folder import write_text
 
 FILE = "report.html"
 STUDIED_IMAGES = 64
-# Floating point operations for receptive fields: within a training's last seconds, and for a command of its own
-QUICK, THOROUGH = 130e9, 500e9
+# Floating point operations that receptive fields may take: at the end of a training (some four seconds of a CPU core,
+# or of a long training about a fiftieth of its time), and in a command of its own
+QUICK, PER_TRAINING_SECOND, THOROUGH = 130e9, 0.6e9, 2500e9
 MOVE_THE_LINE = "Move the line in a picture to see what lies under it."
 
 
-def report_run(folder: Path, open_dataset: OpenDataset, output: Path | None = None, budget: float = THOROUGH) -> Path:
+def report_run(
+    folder: Path, open_dataset: OpenDataset, output: Path | None = None, budget: float | None = THOROUGH
+) -> Path:
     """Write the page of one run, by default into its folder; returns where it is.
 
-    budget: floating point operations that receptive fields may take.
+    budget: floating point operations that receptive fields may take; None takes what fits the end of a training.
 
     Raises: FileNotFoundError, ValueError, OSError, one line: no finished run in the folder, or a damaged file of it.
     """
     record = read_run(folder)
+    if budget is None:
+        budget = max(QUICK, PER_TRAINING_SECOND * (record.metrics.get("training_seconds") or 0))
     contents: dict[str, Any] = {
         "title": record.name,
         "kind": "a training run",
@@ -77,12 +82,8 @@ def look(subjects: Sequence[Subject], budget: float) -> dict[str, Any]:
     studies = [(subject, offset_study(subject, STUDIED_IMAGES)) for subject in subjects]
     measured = [(subject.record.name, *study) for subject, study in studies if study is not None]
     if measured:
-        found["dilations"] = [tables.dilations(study, name, text) for name, study, text in measured]
-        found["histograms"] = [
-            {"chart": chart}
-            for name, study, _ in measured
-            if (chart := curves.length_histogram(study, f"Offset lengths of {name}, pixels of the layer’s map"))
-            is not None
+        found["dilations"] = [
+            tables.dilations(study, name, text, curves.length_histogram(study)) for name, study, text in measured
         ]
     return found
 

@@ -99,15 +99,21 @@ def miou_table(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return [{"title": "Mean IoU of each epoch, %", "head": head, "rows": rows}] if rows else []
 
 
-def length_histogram(study: Mapping[str, Any], title: str) -> Chart | None:
+def length_histogram(study: Mapping[str, Any]) -> Chart | None:
     """How long the offsets of each layer are, of what ``study_offsets`` found."""
     series = []
     for number, layer in enumerate(study["layers"]):
         edges, counts = layer["histogram"]["edges"], layer["histogram"]["counts"]
         total = sum(counts) or 1
         centres = [(low + high) / 2 for low, high in pairwise(edges)]
-        series.append(Series(str(layer["name"]), centres, [100 * count / total for count in counts], number))
-    return line_chart(title, series, x_label="length", steps=True, unit="share, %")
+        series.append(
+            Series(
+                str(layer["name"]).removeprefix("backbone."), centres, [100 * count / total for count in counts], number
+            )
+        )
+    return line_chart(
+        "Offset lengths, pixels of the layer’s map", series, x_label="length", steps=True, unit="share, %"
+    )
 
 
 def _epoch_numbers(epochs: Mapping[str, Sequence[float]]) -> list[float]:

@@ -62,7 +62,7 @@ def chosen_images(subjects: Sequence[Subject]) -> dict[int, str]:
     if len(subjects) == 1 and miou:
         found = {index: why for why, index in choice.best_median_worst(miou[0]).items()}
     elif len(miou) == len(subjects):
-        found = dict.fromkeys(choice.most_different(miou[0], miou[1], GALLERY_IMAGES), "disagree")
+        found = dict.fromkeys(choice.most_different(miou[0], miou[1], GALLERY_IMAGES), "most different")
     wanted = VIEWER_IMAGES - len(found)
     return found | dict.fromkeys(choice.spread(len(first.samples), max(0, wanted), list(found)), "image")
 
@@ -157,16 +157,19 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
     entries, thumbnails, total, left_out = [], [], 0, 0
     for index, why in chosen.items():
         sample = first.samples[index]
+        start = _start(sample)
         entry = {
             "name": sample.name,
             "height": sample.label.shape[0],
             "width": sample.label.shape[1],
             "photo": pictures.photograph(sample.image),
             "truth": pictures.labels(sample.label, first.predictor.palette),
-            "start": _start(sample),
+            "start": start,
             "networks": [
                 {
-                    **view(network, subjects[min(number, len(subjects) - 1)].predictor.batch(sample.image), fields),
+                    **view(
+                        network, subjects[min(number, len(subjects) - 1)].predictor.batch(sample.image), fields, start
+                    ),
                     # a network without the offsets it was trained with was never meant to predict
                     "prediction": _prediction(subjects[number], sample) if number < len(subjects) else None,
                 }
@@ -204,10 +207,10 @@ def _prediction(subject: Subject, sample: Sample) -> str:
     return pictures.labels(subject.predictor(sample.image).labels, subject.predictor.palette)
 
 
-def _start(sample: Sample) -> list[int]:
+def _start(sample: Sample) -> tuple[int, int]:
     """The pixel deepest inside the object: of the largest class but the most frequent one, where there are two."""
     pixels = central_pixels(sample.label, 2)
-    return list(pixels[-1]) if pixels else [sample.label.shape[0] // 2, sample.label.shape[1] // 2]
+    return pixels[-1] if pixels else (sample.label.shape[0] // 2, sample.label.shape[1] // 2)
 
 
 def _viewer_lead(single: bool, deformed: bool) -> str:

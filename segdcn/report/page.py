@@ -21,7 +21,7 @@ _ESCAPED = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"
 OPTIONAL: Mapping[str, Any] = {
     **dict.fromkeys(("subtitle", "tiles", "comparison", "viewer", "gallery", "classes", "confusion")),
     **dict.fromkeys(("class_comparison", "dilations", "charts")),
-    **dict.fromkeys(("sections", "notes", "histograms", "epoch_tables", "provenance"), ()),
+    **dict.fromkeys(("sections", "notes", "epoch_tables", "provenance"), ()),
 }
 
 

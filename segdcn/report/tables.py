@@ -11,6 +11,7 @@ import torch
 
 from segdcn.evaluation import bootstrap_difference, bootstrap_iou, get_protocol
 from segdcn.evaluation.counts import Counts
+from segdcn.report.charts import Chart
 from segdcn.report.records import RunRecord
 from segdcn.run_folder import shown
 
@@ -129,12 +130,16 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
         ("Checkpoint", _joined(metrics.get("checkpoint"), _hash(record))),
         ("Seed", record.seed),
         ("Commit", commit),
-        ("Device", _joined(f"{count} × {device}" if count else device, f"{about.get('threads')} threads")),
+        ("Device", _joined(f"{count} × {device}" if count else device, _threads(about.get("threads")))),
         ("Versions", _joined(f"Python {about['python']}" if "python" in about else None, versions)),
         ("Command", about.get("command")),
         ("Run folder", shown(record.folder)),
     ]
     return [(name, str(value)) for name, value in rows if value not in (None, "") and (about or name != "Device")]
+
+
+def _threads(count: Any) -> str:
+    return "" if count is None else f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _hash(record: RunRecord) -> str | None:
@@ -207,10 +212,14 @@ class Dilations(NamedTuple):
     run: str
     text: str
     rows: list[tuple[str, str, list[str], str]]
+    chart: Chart | None
 
 
-def dilations(study: Mapping[str, Any], run: str, measured: str) -> Dilations:
-    """study: what ``segdcn.analysis.study_offsets`` found; measured: on which images, in words."""
+def dilations(study: Mapping[str, Any], run: str, measured: str, chart: Chart | None) -> Dilations:
+    """The table of one network.
+
+    study: what ``study_offsets`` found; measured: on which images, in words; chart: of the offset lengths.
+    """
     rows = []
     for layer in reversed(study["layers"]):
         cells = [_spread(layer["effective_dilation"].get(size)) for size in SIZES]
@@ -219,7 +228,7 @@ def dilations(study: Mapping[str, Any], run: str, measured: str) -> Dilations:
     thresholds = study["objects"]["thresholds"]
     small, big = (round(float(value)) for value in thresholds) if thresholds else (0, 0)
     text = f"Small objects have boxes below {small}² image pixels, large ones above {big}²." if big else "No objects."
-    return Dilations(run, f"{measured}. {text}", rows)
+    return Dilations(run, f"{measured}. {text}", rows, chart)
 
 
 def _spread(cell: Mapping[str, Any] | None) -> str:

@@ -213,7 +213,9 @@ async function startViewer(root) {
       const number = nearestField(shown.fields);
       drawField(context, canvas, shown.fields, loaded.fields, number);
       ring = shown.fields.pixels[number];
-      notes.push(`receptive field of the nearest pixel of the grid: row ${ring[0]}, column ${ring[1]}`);
+      const same = ring.every((value, axis) => value === state.pixel[axis]);
+      notes.push(`receptive field of ${same ? "this pixel" : `the nearest one that has one, row ${ring[0]}, column ${ring[1]}`}`);
+      if (same) ring = null;
     }
 
     const depths = trace(shown.layers, state.pixel, [image.height, image.width]).slice(0, state.depth);

@@ -47,19 +47,19 @@ def pixel_grid(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
     ]
 
 
-def view(network: nn.Module, image: Tensor, fields: int) -> dict[str, Any]:
+def view(network: nn.Module, image: Tensor, fields: int, start: tuple[int, int]) -> dict[str, Any]:
     """A network on an image, for the viewer: ``layers`` (last first) and ``fields`` (None without).
 
     Args:
         network: in evaluation mode.
         image: (1, 3, H, W), normalised.
-        fields: how many receptive fields.
+        fields: how many receptive fields: of the pixel ``start``, and of a grid.
     """
     size = (image.shape[2], image.shape[3])
     calls = record(network, image, last_layers(network, DEPTH))
     atlas = None
     if fields:
-        pixels = pixel_grid(size, fields)
+        pixels = [start, *pixel_grid(size, fields - 1)]
         found = effective_receptive_field(network, image, pixels).numpy()
         atlas = {**pictures.field_atlas(found), "pixels": pixels}
     return {"layers": [_layer(call) for call in chain(calls)], "fields": atlas}
