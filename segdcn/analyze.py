@@ -30,23 +30,30 @@ if TYPE_CHECKING:
 
 def analyze(config: DictConfig) -> dict[str, Any]:
     """Analyse ``config.checkpoint``; returns what analysis.json holds."""
-    for key in ("images", "pictures"):
-        if config[key] is not None and config[key] < 0:
-            raise ValueError(f"{key} must be 0 or more, got {config[key]}")
+    for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
+        if config[key] is not None and config[key] < lowest:
+            raise ValueError(f"{key} must be at least {lowest}, got {config[key]}")
+    pixels = OmegaConf.to_container(config.pixels) if config.pixels is not None else []
+    if not isinstance(pixels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pixels):
+        raise ValueError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
     checkpoint = Path(config.checkpoint)
     state = load_checkpoint(checkpoint)  # before torch's slower parts are imported: a wrong path is reported at once
 
     import segdcn
     from segdcn.analysis.cost import compare_cost
     from segdcn.analysis.pictures import length_picture
-    from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, markdown
+    from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, length_rows, markdown
 
     predictor = segdcn.load(checkpoint, device=config.device)
     folder = Path(config.output_dir) if config.output_dir else run_folder_of(checkpoint) / "analysis"
     split: Sequence[Sample] = ()
     dataset: Any = None
     if config.images != 0 or config.image is None:
-        dataset = build_dataset(_trained_config(config, state))
+        trained = DictConfig(state["segdcn"]["config"])
+        for key, value in config.dataset.items():
+            if value is not None:
+                trained.dataset[key] = value
+        dataset = build_dataset(trained)
         if list(dataset.class_names) != predictor.class_names:
             raise ValueError(
                 f"{checkpoint} was trained on the classes {', '.join(predictor.class_names)}, but the data set has"
@@ -68,13 +75,13 @@ def analyze(config: DictConfig) -> dict[str, Any]:
         write_text(folder / "effective_dilation.csv", dilation_csv(study))
         write_text(folder / "effective_dilation.md", markdown(dilation_rows(study)))
         write_bytes(folder / "offset_lengths.png", length_picture(study))
-        thresholds = " and ".join(f"{side:.0f}" for side in study["objects"]["thresholds"])
+        parted = " and ".join(f"{side:.0f}" for side in study["objects"]["thresholds"])
         counts = ", ".join(f"{count} {name}" for name, count in study["objects"]["counts"].items())
-        print(
-            f"{config.split} split, {study['images']} images; objects: {counts}, parted at sides of {thresholds} pixels"
-        )
-        _print("effective dilation by object size, mean ± std, in pixels of the layer's map", dilation_rows(study))
+        print(f"{config.split} split, {study['images']} images; objects by the side of their boxes: {counts}", end="")
+        print(f" (from {parted} pixels)" if parted else "")
+        _print("effective dilation by object size, in pixels of the layer's map", dilation_rows(study))
         _print("effective dilation by class", class_rows(study))
+        _print("length of the offsets, in pixels of the layer's map", length_rows(study))
     pictures = [_draw(config, predictor, sample, number, folder) for number, sample in enumerate(drawn)]
     image = (drawn[0] if drawn else split[0]).image
     cost = compare_cost(predictor.network, predictor.batch(image), config.repeats)
@@ -85,15 +92,6 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     write_json(folder / "analysis.json", result)
     print(f"figures and pictures in {shown(folder)}")
     return result
-
-
-def _trained_config(config: DictConfig, state: dict[str, Any]) -> DictConfig:
-    """The config of the run, with what this command says about its data set."""
-    saved = OmegaConf.create(state["segdcn"]["config"])
-    for key, value in config.dataset.items():
-        if value is not None:
-            saved.dataset[key] = value
-    return saved
 
 
 def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequence[Sample]) -> dict[str, Any]:
@@ -110,17 +108,11 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     maps = find_instances(config.split) if find_instances else None
     places = _places(len(split), config.images)
     samples = (split[place] for place in places)  # one at a time
+    # the bar is for a person who waits: a log file gets none
+    bar = Console(stderr=True, quiet=not sys.stderr.isatty())
     return study_offsets(
         predictor.network,
-        # the bar is for a person who waits: a log file gets none
-        track(
-            samples,
-            "images",
-            len(places),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        ),
+        track(samples, "images", len(places), console=bar, transient=True),
         predictor.transform,
         predictor.class_names,
         list(objects),
@@ -180,7 +172,8 @@ def _print(title: str, rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(rows[0][0], title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
+    table.add_column(rows[0][0], overflow="fold")  # a name is shown whole
     for heading in rows[0][1:]:
         table.add_column(heading, justify="right")
     for row in rows[1:]:

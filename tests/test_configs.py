@@ -91,11 +91,8 @@ def assert_fits(config: dict[str, Any]) -> None:
 def test_every_file_is_an_option_or_a_command() -> None:
     files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     options = {f"{option.replace('=', '/')}.yaml" for option in OPTIONS}
-    commands = {
-        f"{folder}{name}.yaml"
-        for folder in ("", "hydra/help/")
-        for name in ("train", "evaluate", "predict", "analyze", "check")
-    }
+    names = ("train", "evaluate", "predict", "analyze", "check")
+    commands = {f"{folder}{name}.yaml" for folder in ("", "hydra/help/") for name in names}
     assert files == options | commands | {"inference/default.yaml"}  # of the other commands
     assert len(OPTIONS) > 10
 

@@ -31,8 +31,6 @@ def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, A
         "parameters", "flops" (a multiply-add is 2), "milliseconds" (median) and "megabytes" (peak above what was
         held; None where the system does not tell).
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
     networks = {"plain": plain_twin(network)}
     if deformable_layers(network):
         networks["deformable"] = network

@@ -65,8 +65,9 @@ def sampling_picture(
             axes = grid[row, column]
             last = column == len(learned[row])
             _photograph(axes, image, 0.65)
-            _points(axes, points, REGULAR if last else LEARNED, image.shape)
-            axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=5, markeredgecolor="black", markeredgewidth=0.7)
+            size, colour = 10 if len(points) < 100 else 5, REGULAR if last else LEARNED
+            axes.scatter(points[:, 1], points[:, 0], s=size, c=colour, linewidths=0, alpha=0.8)
+            _unit(axes, pixel)
             words = "without offsets" if last else f"{column + 1} layer{'s' if column else ''}"
             axes.set_title(f"{words}: {_count(points, image.shape)}", fontsize=7)
         grid[row, 0].set_ylabel(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
@@ -78,25 +79,19 @@ def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: 
 
     Args:
         image: uint8 (H, W, 3).
-        fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root, else a few pixels near
-            the centre would be all there is to see.
+        fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root and as if its brightest
+            pixels were alike, else a few of them would be all there is to see.
         points: for each pixel its points (M, 2), (y, x) in image pixels.
     """
-    figure, grid = _tiles(image, 2, len(pixels), title)
-    for column, (pixel, field) in enumerate(zip(pixels, fields, strict=True)):
-        heat = np.sqrt(field / max(float(field.max()), np.finfo(np.float32).tiny))
-        for row in range(2):
-            axes = grid[row, column]
-            _photograph(axes, image, 0.45 if row == 0 else 0.65)
-            if row == 0:
-                axes.imshow(
-                    heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2.5 * heat), interpolation="nearest"
-                )
-            else:
-                axes.contourf(heat, levels=[0.1, 0.25, 0.5, 1.01], colors=["#ffd54a"], alpha=0.25)
-                _points(axes, points[column], LEARNED, image.shape)
-            axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=5, markeredgecolor="black", markeredgewidth=0.7)
-        grid[0, column].set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
+    figure, grid = _tiles(image, 1, len(pixels), title)
+    for axes, pixel, field, reached in zip(grid[0], pixels, fields, points, strict=True):
+        bright = max(float(np.quantile(field, 0.999)), np.finfo(np.float32).tiny)
+        heat = np.sqrt(np.minimum(1, field / bright))
+        _photograph(axes, image, 0.4)
+        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2 * heat))
+        axes.scatter(reached[:, 1], reached[:, 0], s=0.8, c=REGULAR, linewidths=0, alpha=0.6)
+        _unit(axes, pixel)
+        axes.set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
     return _png(figure)
 
 
@@ -119,9 +114,8 @@ def _photograph(axes: Axes, image: Array, brightness: float) -> None:
         spine.set_visible(False)
 
 
-def _points(axes: Axes, points: Array, colour: str, shape: tuple[int, ...]) -> None:
-    size = 9.0 if len(points) < 100 else 3.0
-    axes.scatter(points[:, 1], points[:, 0], s=size, c=colour, linewidths=0, alpha=0.8)
+def _unit(axes: Axes, pixel: Pixel) -> None:
+    axes.plot(pixel[1], pixel[0], "o", color=UNIT, markersize=4, markeredgecolor="black", markeredgewidth=0.6)
 
 
 def _count(points: Array, shape: tuple[int, ...]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -38,6 +39,22 @@ def test_undeformed_layers_give_the_grid_of_the_stacked_convolutions(modulated: 
     ]
     assert len(points) == 729
     assert ordered(points) == sorted(expected)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, DeformConv2d])
+def test_each_depth_of_an_undeformed_network_is_a_regular_grid(kind: type[nn.Module]) -> None:
+    layers = [kind(4, 4, 3, padding=1) for _ in range(4)]
+    network = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), *layers).eval()
+    (depths,) = sampling_points(network, torch.randn(1, 3, 64, 96), [(33, 50)])  # cell (8, 12)
+    assert [len(points) for points in depths] == [9, 81, 729]
+    for reach, points in enumerate(depths, start=1):
+        counted = Counter(map(tuple, points.tolist()))
+        ways = Counter({0: 1})  # how many paths of `reach` steps end so far away, along one axis
+        for _ in range(reach):
+            ways = Counter({d: ways[d - 1] + ways[d] + ways[d + 1] for d in range(-reach, reach + 1)})
+        assert counted == {
+            ((8 + dy + 0.5) * 4 - 0.5, (12 + dx + 0.5) * 4 - 0.5): ways[dy] * ways[dx] for dy in ways for dx in ways
+        }
 
 
 def test_offsets_move_the_points_and_are_read_at_the_nearest_cell() -> None:
