@@ -112,7 +112,7 @@ def _with_images(
     subjects, why_not = open_subjects(records, open_dataset)
     contents["notes"] += why_not
     if subjects:
-        contents |= look(subjects, budget)
+        contents |= look(subjects, budget, contents["notes"])
         first = subjects[0].predictor
         colours = dict(zip(first.class_names, first.palette, strict=True))
         for row in contents["class_comparison"]["rows"]:

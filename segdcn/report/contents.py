@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def report_run(
     subject, why_not = open_subjects([record], open_dataset)
     if subject:
         palette = subject[0].predictor.palette
-        contents |= look(subject, budget)
+        contents |= look(subject, budget, contents["notes"])
         if contents["gallery"]:
             counted = record.counts is not None
             contents["gallery"] |= {
@@ -73,18 +73,36 @@ def open_subjects(records: Sequence[RunRecord], open_dataset: OpenDataset) -> tu
         ]
 
 
-def look(subjects: Sequence[Subject], budget: float) -> dict[str, Any]:
-    """Gallery, viewer and offsets of runs on the same images; see ``report_run`` for ``budget``."""
+def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[str, Any]:
+    """Gallery, viewer and offsets of runs on the same images; see ``report_run`` for ``budget``.
+
+    What a network or its data do not allow is left out, which ``notes`` is told: the rest is worth a page.
+    """
     chosen = chosen_images(subjects)
     if not chosen:
         return {"gallery": None}
-    found: dict[str, Any] = {"gallery": gallery(subjects, chosen), "viewer": viewer(subjects, chosen, budget)}
-    studies = [(subject, offset_study(subject, STUDIED_IMAGES)) for subject in subjects]
-    measured = [(subject.record.name, *study) for subject, study in studies if study is not None]
-    if measured:
-        found["dilations"] = [
-            tables.dilations(study, name, text, curves.length_histogram(study)) for name, study, text in measured
-        ]
+    parts: dict[str, Callable[[], Any]] = {
+        "gallery": lambda: gallery(subjects, chosen),
+        "viewer": lambda: viewer(subjects, chosen, budget),
+        "dilations": lambda: _dilations(subjects),
+    }
+    found = {}
+    for name, make in parts.items():
+        try:
+            found[name] = make()
+        except (ValueError, OSError, RuntimeError) as error:  # the last is torch's, such as memory that ends
+            found[name] = None
+            notes.append(f"Without {name}: {' '.join(str(error).split())}.")
+    return found
+
+
+def _dilations(subjects: Sequence[Subject]) -> list[tables.Dilations]:
+    found = []
+    for subject in subjects:
+        measured = offset_study(subject, STUDIED_IMAGES)
+        if measured is not None:
+            study, text = measured
+            found.append(tables.dilations(study, subject.record.name, text, curves.length_histogram(study)))
     return found
 
 

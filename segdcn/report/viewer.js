@@ -246,7 +246,7 @@ async function startViewer(root) {
     };
     if (ring) circle(ring, 9, "#ffffff", 1.2, [3, 3]);
     circle(state.pixel, 7, "#000000", 4, []);
-    circle(state.pixel, 7, "#38e878", 2.2, []);
+    circle(state.pixel, 7, "#35dcff", 2.2, []);
 
     const isOutside = ([y, x]) => y < -0.5 || x < -0.5 || y >= image.height - 0.5 || x >= image.width - 0.5;
     const outside = last.filter(isOutside).length;

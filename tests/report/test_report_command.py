@@ -46,6 +46,12 @@ def make_run(first_run: FirstRun, tmp_path: Path) -> Make:
     return make
 
 
+@pytest.fixture(autouse=True)
+def few_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receptive fields are what takes time."""
+    monkeypatch.setattr("segdcn.report.viewer.MAX_FIELDS", 6)
+
+
 def data_of(page: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="viewer-data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
@@ -189,6 +195,20 @@ def test_errors_are_one_line(make_run: Make, tmp_path: Path, capsys: pytest.Capt
     (run / "metrics.json").write_text("{")
     assert call(main, str(run)) == 1
     one_line(capsys.readouterr().err)
+
+
+def test_offsets_that_cannot_be_studied_leave_the_rest_of_the_page(make_run: Make) -> None:
+    run = make_run("run")
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for key, value in checkpoint["state_dict"].items():
+        if key.endswith("layer4.0.conv2.offset.bias"):
+            value.fill_(torch.nan)
+    torch.save(checkpoint, path)
+    page = report_run(run, open_shapes).read_text()
+    assert "Without dilations: the offsets of layer backbone.layer4.0.conv2 are not finite" in page
+    assert 'id="images"' in page
+    assert 'id="offsets"' not in page
 
 
 def test_figures_that_do_not_exist_are_dashes(make_run: Make) -> None:
