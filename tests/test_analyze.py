@@ -147,6 +147,16 @@ def test_a_users_data_and_every_kind_of_layer(deform: tuple[str, ...], tmp_path:
         groups = 4 if deformable else 1
         assert layer["effective_dilation"]["all"]["cells"] == groups * 5 * 6  # of 72 x 96 pixels at output stride 16
 
+    for file in (tmp_path / "moved" / "valannot").iterdir():  # a split without labels, as a benchmark's test split
+        cv2.imwrite(str(file), np.full((72, 96), 11, np.uint8))
+    found = analyze(compose("analyze", f"checkpoint={checkpoint}", f"dataset.root={tmp_path / 'moved'}", *QUICK))
+    assert found["objects"]["thresholds"] == []
+    assert found["pictures"][0]["pixels"]
+    for layer in found["layers"]:
+        cells = {name: figures["cells"] for name, figures in layer["effective_dilation"].items()}
+        assert cells.pop("all") > 0
+        assert set(cells.values()) == {0}
+
 
 def test_a_photograph_needs_no_data(first_run: FirstRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photograph, out = tmp_path / "photo $x.png", tmp_path / "out"
@@ -160,6 +170,11 @@ def test_a_photograph_needs_no_data(first_run: FirstRun, tmp_path: Path, capsys:
     assert found["pictures"][0]["image"] == "photo $x.png"
     assert not (out / "offset_lengths.png").exists()
     assert "effective dilation" not in capsys.readouterr().out
+    run = changed(first_run, tmp_path / "run", None)
+    assert call(main, f"checkpoint={run}", "images=0", f"image='{photograph}'", *QUICK) == 0
+    assert call(main, f"checkpoint={run}", "images=1", "pictures=0", "split=test", *QUICK) == 0
+    folders = {path.parent.name for path in (tmp_path / "run").glob("*/analysis.json")}
+    assert folders == {"analysis_pictures_photo $x", "analysis_test"}  # and val's figures would still be there
     assert call(main, *arguments, f"image='{photograph}'", "pixels=[[50,0]]") == 1
     assert "row 50, col 0" in one_line(capsys.readouterr().err)
 

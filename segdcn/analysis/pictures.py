@@ -89,7 +89,7 @@ def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: 
         heat = np.sqrt(np.minimum(1, field / bright))
         _photograph(axes, image, 0.4)
         axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2 * heat))
-        axes.scatter(reached[:, 1], reached[:, 0], s=0.8, c=REGULAR, linewidths=0, alpha=0.6)
+        axes.scatter(reached[:, 1], reached[:, 0], s=1.5, c=REGULAR, linewidths=0, alpha=0.6)
         _unit(axes, pixel)
         axes.set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
     return _png(figure)

@@ -42,7 +42,9 @@ class Sample(NamedTuple):
 class SegmentationDataset(Protocol):
     """A data set: K class names, K RGB colours, and its splits (indexing reads or makes one sample).
 
-    A data set of your own is one class like this; files that come in pairs can be an `ImageMaskFiles`.
+    A data set of your own is one class like this; files that come in pairs can be an `ImageMaskFiles`. segdcn-analyze
+    asks for two things more, which may be missing: `object_classes`, the names of the classes that one can count (else
+    all but "background"), and `instances(split)`, None or an `InstanceMaps` (else pieces of the label map).
     """
 
     @property

@@ -15,6 +15,7 @@ from segdcn.models import (
     build_deeplab,
     deformable_layers,
     make_deformable,
+    plain_twin,
     set_fixed_dilation,
 )
 from segdcn.ops import DeformConv2d
@@ -183,3 +184,26 @@ def test_fixed_dilation_and_offsets_combine() -> None:
 def test_fixed_dilation_must_be_positive(dilation: int) -> None:
     with pytest.raises(ValueError, match="must be 1 or more"):
         build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=dilation)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_plain_twin_has_the_same_weights_and_no_offsets(modulated: bool) -> None:
+    original = ForeignNet().eval()
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    image = torch.randn(2, 3, 40, 44)
+    expected = original(image)
+    make_deformable(original, last=2, modulated=modulated)
+    for layer in deformable_layers(original).values():
+        nn.init.normal_(layer.offset.weight)
+    deformed = original(image)
+    twin = plain_twin(original)
+    assert not deformable_layers(twin)
+    torch.testing.assert_close(twin(image), expected)
+    assert {name: value.tolist() for name, value in twin.state_dict().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+    # the network itself is as it was, and shares nothing with its twin
+    assert len(deformable_layers(original)) == 2
+    assert torch.equal(original(image), deformed)
+    assert not {id(p) for p in original.parameters()} & {id(p) for p in twin.parameters()}
+    assert not torch.allclose(deformed, expected)
