@@ -243,7 +243,7 @@ def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str]
     if not deformable_layers(subject.predictor.network):
         return None
     file = subject.record.folder / "analysis" / "analysis.json"
-    known = _known_study(file, subject.record.checkpoint_hash)
+    known = _known_study(file, subject.record)
     if known is not None:
         return known, f"Measured by segdcn-analyze on {known['images']} images"
     indices = choice.spread(len(subject.samples), images)
@@ -262,11 +262,13 @@ def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str]
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 
 
-def _known_study(file: Path, checkpoint_hash: str | None) -> Mapping[str, Any] | None:
+def _known_study(file: Path, record: RunRecord) -> Mapping[str, Any] | None:
     try:
         known = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(known, dict) or known.get("checkpoint_sha256") != checkpoint_hash:
+    if not isinstance(known, dict) or known.get("checkpoint_sha256") != record.checkpoint_hash:
+        return None
+    if known.get("split") != record.split:
         return None
     return known if {"layers", "objects", "images"} <= set(known) else None

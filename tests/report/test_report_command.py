@@ -139,14 +139,15 @@ def test_a_study_of_this_checkpoint_is_taken_as_it_is(make_run: Make) -> None:
     }
     from segdcn.run_folder import file_hash
 
-    study = {"images": 99, "objects": {"thresholds": [3, 4]}, "layers": [layer]}
+    study = {"split": "val", "images": 99, "objects": {"thresholds": [3, 4]}, "layers": [layer]}
     file = run / "analysis" / "analysis.json"
     file.parent.mkdir()
     checkpoint = file_hash(run / "checkpoints" / "best.ckpt")
     file.write_text(json.dumps({**study, "checkpoint_sha256": checkpoint}))
     assert "7.77 ± 0.50" in report_run(run, open_shapes, budget=0).read_text()
-    file.write_text(json.dumps({**study, "checkpoint_sha256": "another"}))
-    assert "7.77" not in report_run(run, open_shapes, budget=0).read_text()
+    for change in ({"checkpoint_sha256": "another"}, {"split": "test"}):
+        file.write_text(json.dumps({**study, "checkpoint_sha256": checkpoint, **change}))
+        assert "7.77" not in report_run(run, open_shapes, budget=0).read_text()
 
 
 def test_two_runs_are_compared(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
