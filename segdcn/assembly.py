@@ -252,6 +252,7 @@ CHANGED_ON_RESUME = (
     "trainer.",
     "callbacks.",
     "logger.",
+    "report",
     "dataset.root",
     "dataset.sbd_root",
     "datamodule.num_workers",
@@ -275,7 +276,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
             continue
         if not override.startswith(CHANGED_ON_RESUME):
             raise ValueError(
-                f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, "
+                f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, report, "
                 "dataset.root, dataset.sbd_root, datamodule.num_workers and datamodule.eval_batch_size"
             )
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,25 @@ def train(config: DictConfig) -> float:
             print(f"published for this setting: mean IoU {config.paper_miou:.2f}")
         pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
+        if config.get("report", True) and not (run.parent / "sweep.json").exists():  # older runs name none
+            _report(run, dataset)
         print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
     return float(task.result.figures["val/miou"])
+
+
+def _report(run: Path, dataset: Any) -> None:
+    """report.html in the run folder; whatever goes wrong with it, the training is finished."""
+    from segdcn.run_folder import shown
+
+    try:
+        from segdcn.report.contents import report_run
+
+        page = report_run(run, lambda _: dataset, budget=None)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"warning: no report: {reason}; segdcn-report {shown(run)} tries again", file=sys.stderr)
+    else:
+        print(f"report in {shown(page)}")
 
 
 def _batch(config: DictConfig, trainer: Any) -> str:

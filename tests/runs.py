@@ -35,7 +35,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
 )
-BARE = (*SMALL, "logger=none", "callbacks.panels=null")
+BARE = (*SMALL, "logger=none", "callbacks.panels=null", "report=false")
 
 
 def compose(config_name: str, *overrides: str) -> DictConfig:

@@ -15,6 +15,7 @@ from runs import BARE, call, make_camvid, one_line, process
 
 from segdcn import evaluate, export, predict, train
 from segdcn.data import __main__ as data
+from segdcn.report import __main__ as report
 from segdcn.sweep import __main__ as sweep
 
 
@@ -31,10 +32,11 @@ def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> 
     for number in (1, 2):
         pattern = rf"epoch   {number}/2  step +{4 * number}  train/loss {figure}  val/loss {figure}  val/miou {figure}"
         assert re.match(pattern, lines[4 + number])
-    table, where_to_look = lines[7:-2], lines[-2:]
+    table, where_to_look = lines[7:-3], lines[-3:]
     assert len(table) < 16  # the classes, the two means and the frame
     assert where_to_look == [
         f"figures in {shown}/metrics.json, pictures in {shown}/panels",
+        f"report in {shown}/report.html",
         f"evaluate with: segdcn-evaluate checkpoint={shown}/checkpoints/best.ckpt",
     ]
 
@@ -47,6 +49,7 @@ def test_console_scripts_are_the_modules() -> None:
     assert scripts["segdcn-export"].load() is export.main
     assert scripts["segdcn-data"].load() is data.main
     assert scripts["segdcn-sweep"].load() is sweep.main
+    assert scripts["segdcn-report"].load() is report.main
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from runs import compose
 
 from segdcn.assembly import CONFIG_PATH
 from segdcn.benchmark import parse_arguments
+from segdcn.report.__main__ import parse_arguments as parse_report_arguments
 from segdcn.sweep.__main__ import parse_arguments as parse_sweep_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,9 @@ def test_command_exists_and_composes(command: str) -> None:
     assert program in {script.name for script in entry_points(group="console_scripts")}
     if program == "segdcn-benchmark":
         parse_arguments(arguments)
+        return
+    if program == "segdcn-report":
+        parse_report_arguments(arguments)
         return
     if program == "segdcn-sweep":
         parse_sweep_arguments(arguments)

@@ -18,7 +18,7 @@ Setting = tuple[str, ...]
 # Where a job runs does not make it another job: on the next machine its data may lie elsewhere.
 PLACE_KEYS = ("dataset.root", "dataset.sbd_root", "datamodule.num_workers", "datamodule.eval_batch_size")
 # Not of the training itself: who runs it, and where.
-_AROUND = ("launcher", "sweep", "output_dir", "resume", "name")
+_AROUND = ("launcher", "sweep", "output_dir", "resume", "name", "report")
 
 
 @dataclass(frozen=True)

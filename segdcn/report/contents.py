@@ -1,0 +1,123 @@
+"""The page of a run, from what it left behind, and the parts that all pages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from segdcn.report import curves, tables
+from segdcn.report.images import OpenDataset, Subject, chosen_images, gallery, offset_study, open_subject, viewer
+from segdcn.report.page import render
+from segdcn.report.records import RunRecord, read_run
+from segdcn.run_folder import write_text
+
+FILE = "report.html"
+STUDIED_IMAGES = 64
+# Floating point operations that receptive fields may take: at the end of a training (some four seconds of a CPU core,
+# or of a long training about a fiftieth of its time), and in a command of its own
+QUICK, PER_TRAINING_SECOND, THOROUGH = 130e9, 0.6e9, 2500e9
+MOVE_THE_LINE = "Move the line in a picture to see what lies under it."
+
+
+def report_run(
+    folder: Path, open_dataset: OpenDataset, output: Path | None = None, budget: float | None = THOROUGH
+) -> Path:
+    """Write the page of one run, by default into its folder; returns where it is.
+
+    budget: floating point operations that receptive fields may take; None takes what fits the end of a training.
+
+    Raises: FileNotFoundError, ValueError, OSError, one line: no finished run in the folder, or a damaged file of it.
+    """
+    record = read_run(folder)
+    if budget is None:
+        budget = max(QUICK, PER_TRAINING_SECOND * (record.metrics.get("training_seconds") or 0))
+    contents: dict[str, Any] = {
+        "title": record.name,
+        "kind": "a training run",
+        "subtitle": ", ".join(filter(None, (tables.network_of(record), f"seed {record.seed}"))),
+        "tiles": tables.tiles(record),
+        "charts": curves.run_charts(record.epochs, record.split),
+        "epoch_tables": curves.epoch_table(record.epochs, record.split),
+        "provenance": [("What these figures depend on", tables.provenance(record))],
+        "notes": list(record.notes),
+    }
+    palette: Sequence[Sequence[int]] = ()
+    subject, why_not = open_subjects([record], open_dataset)
+    if subject:
+        palette = subject[0].predictor.palette
+        contents |= look(subject, budget, contents["notes"])
+        if contents["gallery"]:
+            counted = record.counts is not None
+            contents["gallery"] |= {
+                "heading": "Best, median and worst images" if counted else "Images",
+                "lead": ("By the mean IoU over the classes that occur in the image. " if counted else "")
+                + MOVE_THE_LINE,
+            }
+    contents["notes"] += why_not
+    rows = tables.classes(record, palette)
+    contents["classes"] = {"rows": rows, "intervals": record.counts is not None} if rows else None
+    if record.counts is not None:
+        contents["confusion"] = tables.confusion(record.counts)
+    return write_page(contents, output or folder / FILE)
+
+
+def open_subjects(records: Sequence[RunRecord], open_dataset: OpenDataset) -> tuple[list[Subject], list[str]]:
+    """The runs with networks and data, or none of them and why."""
+    try:
+        return [open_subject(record, open_dataset) for record in records], []
+    except (ValueError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        return [], [
+            f"Images, viewer and offsets are left out: {reason}. A data set that was moved is found by --data ROOT."
+        ]
+
+
+def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[str, Any]:
+    """Gallery, viewer and offsets of runs on the same images; see ``report_run`` for ``budget``.
+
+    What a network or its data do not allow is left out, which ``notes`` is told: the rest is worth a page.
+    """
+    chosen = chosen_images(subjects)
+    if not chosen:
+        return {"gallery": None}
+    parts: dict[str, Callable[[], Any]] = {
+        "gallery": lambda: gallery(subjects, chosen),
+        "viewer": lambda: viewer(subjects, chosen, budget),
+        "dilations": lambda: _dilations(subjects),
+    }
+    found = {}
+    for name, make in parts.items():
+        try:
+            found[name] = make()
+        except (ValueError, OSError, RuntimeError) as error:  # the last is torch's, such as memory that ends
+            found[name] = None
+            notes.append(f"Without {name}: {' '.join(str(error).split())}.")
+    return found
+
+
+def _dilations(subjects: Sequence[Subject]) -> list[tables.Dilations]:
+    found = []
+    for subject in subjects:
+        measured = offset_study(subject, STUDIED_IMAGES)
+        if measured is not None:
+            study, text = measured
+            found.append(tables.dilations(study, subject.record.name, text, curves.length_histogram(study)))
+    return found
+
+
+def write_page(contents: dict[str, Any], output: Path) -> Path:
+    """Render the page with links to the sections that it has, and write it; returns where it is."""
+    sections = (
+        ("comparison", "Comparison", "comparison"),
+        ("viewer", "Viewer", "viewer"),
+        ("images", "Images", "gallery"),
+        ("classes", "Classes", "classes"),
+        ("classes", "Classes", "class_comparison"),
+        ("offsets", "Offsets", "dilations"),
+        ("training", "Training", "charts"),
+        ("provenance", "Provenance", "provenance"),
+    )
+    contents["sections"] = [(anchor, label) for anchor, label, key in sections if contents.get(key)]
+    write_text(output, render(contents))
+    return output

@@ -1,0 +1,274 @@
+"""The parts of a page that need the data and the networks: images to compare, the viewer, effective dilations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdcn.analysis.offset_study import study_offsets
+from segdcn.data.dataset import IGNORE_INDEX, Sample
+from segdcn.models import deformable_layers, plain_twin
+from segdcn.panels import central_pixels
+from segdcn.predictor import Predictor, load
+from segdcn.report import choice, pictures
+from segdcn.report.records import RunRecord
+from segdcn.report.viewer import DEPTH, fields_per_image, view
+from segdcn.run_folder import load_checkpoint
+
+OpenDataset = Callable[[Mapping[str, Any]], Any]
+"""The data set of a checkpoint's config; ValueError or OSError, one line, where it is not at hand."""
+
+GALLERY_IMAGES, VIEWER_IMAGES = 3, 5
+VIEWER_BYTES = 7_500_000  # of a page's ten million; the pictures of the rest of the page take far less than the rest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with its network, and the images of its split; ``dataset`` is the one the samples are of."""
+
+    record: RunRecord
+    predictor: Predictor
+    dataset: Any
+    samples: Sequence[Sample]
+
+
+def open_subject(record: RunRecord, open_dataset: OpenDataset, device: str = "auto") -> Subject:
+    """Load a run's checkpoint and data.
+
+    Raises: ValueError or OSError, one line: no checkpoint, or the data are not at hand.
+    """
+    predictor = load(record.checkpoint, device=device)
+    config = load_checkpoint(record.checkpoint)["segdcn"]["config"]
+    dataset = open_dataset(config)
+    samples = dataset.split(record.split)
+    counts = record.counts
+    if counts is not None and (
+        len(samples) != len(counts.names) or (len(samples) and samples[0].name != counts.names[0])
+    ):
+        raise ValueError(f"the data at hand are not the {len(counts.names)} {record.split} images that were counted")
+    return Subject(record, predictor, dataset, samples)
+
+
+def chosen_images(subjects: Sequence[Subject]) -> dict[int, str]:
+    """Index of each image that the page looks at → why; the first ``GALLERY_IMAGES`` are those to compare closely."""
+    first = subjects[0]
+    miou = [subject.record.counts.miou_of_images.tolist() for subject in subjects if subject.record.counts is not None]
+    found: dict[int, str] = {}
+    if len(subjects) == 1 and miou:
+        found = {index: why for why, index in choice.best_median_worst(miou[0]).items()}
+    elif len(miou) == len(subjects):
+        found = dict.fromkeys(choice.most_different(miou[0], miou[1], GALLERY_IMAGES), "most different")
+    wanted = VIEWER_IMAGES - len(found)
+    return found | dict.fromkeys(choice.spread(len(first.samples), max(0, wanted), list(found)), "image")
+
+
+def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str, Any]:
+    """The images with their layers to lay over each other: photograph, truth, predictions and errors."""
+    images, seen = [], set()
+    for index in list(chosen)[:GALLERY_IMAGES]:
+        sample = subjects[0].samples[index]
+        predictions = [subject.predictor(sample.image).labels for subject in subjects]
+        layers = [_layer("photo", pictures.photograph(sample.image), f"Photograph {sample.name}")]
+        palette = subjects[0].predictor.palette
+        for number, (subject, labels) in enumerate(zip(subjects, predictions, strict=True)):
+            by = f" by {subject.record.name}" if len(subjects) > 1 else ""
+            alt = f"Predicted classes of {sample.name}{by}: {_shares(labels, subject)}"
+            layers.append(_layer(f"prediction{number}", pictures.labels(labels, palette), alt))
+        alt = f"True classes of {sample.name}: {_shares(sample.label, subjects[0])}"
+        layers.append(_layer("truth", pictures.labels(sample.label, palette), alt))
+        if len(subjects) == 1:
+            wrong = _wrong(predictions[0], sample.label)
+            alt = f"Errors in {sample.name}: {wrong}"
+            layers.append(_layer("errors", pictures.error_map(predictions[0], sample.label), alt))
+        seen |= {int(k) for values in (*predictions, sample.label) for k in np.unique(values) if k != IGNORE_INDEX}
+        images.append({"name": sample.name, "why": chosen[index], "detail": _detail(subjects, index), "layers": layers})
+    names = [subject.record.name for subject in subjects]
+    single = len(subjects) == 1
+    keys = [("photo", "photograph")]
+    keys += [("prediction0", "prediction")] if single else [(f"prediction{i}", name) for i, name in enumerate(names)]
+    keys += [("truth", "truth")] + ([("errors", "errors")] if single else [])
+    predictor = subjects[0].predictor
+    legend = [(predictor.class_names[k], tuple(predictor.palette[k])) for k in sorted(seen)]
+    if single:
+        legend += [("wrong", pictures.WRONG), ("not labelled", pictures.IGNORED)]
+    return {
+        "layers": keys,
+        "sides": [
+            ("left", "photo" if single else "prediction0"),
+            ("right", "prediction0" if single else "prediction1"),
+        ],
+        "images": images,
+        "legend": legend,
+        "pixelated": max(subjects[0].samples[next(iter(chosen))].image.shape[:2]) <= 256,
+    }
+
+
+def _layer(key: str, url: str, alt: str) -> dict[str, str]:
+    return {"key": key, "url": url, "alt": alt}
+
+
+def _detail(subjects: Sequence[Subject], index: int) -> str:
+    figures = [s.record.counts.miou_of_images[index].item() for s in subjects if s.record.counts is not None]
+    if len(figures) < len(subjects):
+        return ""
+    if len(subjects) == 1:
+        return f"mIoU of the image {100 * figures[0]:.1f} %"
+    names = (subject.record.name for subject in subjects)
+    return "mIoU of the image: " + ", ".join(f"{n} {100 * v:.1f} %" for n, v in zip(names, figures, strict=True))
+
+
+def _shares(labels: Any, subject: Subject, most: int = 4) -> str:
+    classes, counts = np.unique(labels[labels != IGNORE_INDEX], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    names = subject.predictor.class_names
+    return ", ".join(f"{names[classes[i]]} {counts[i] / labels.size:.0%}" for i in order) or "none"
+
+
+def _wrong(prediction: Any, label: Any) -> str:
+    valid = label != IGNORE_INDEX
+    if not valid.any():
+        return "no labelled pixels"
+    return f"{(valid & (prediction != label)).sum() / valid.sum():.1%} of the labelled pixels are wrong"
+
+
+def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float) -> dict[str, Any]:
+    """What the viewer shows, with its ``json``; images that would make the page too large are left out and counted.
+
+    Of one run with deformable layers its own points are beside those of the same layers without offsets; of several
+    the first run's are beside another's.
+    """
+    single = len(subjects) == 1
+    deformed = bool(deformable_layers(subjects[0].predictor.network))
+    networks = [(subject.record.name, subject.predictor.network) for subject in subjects]
+    if single and deformed:
+        networks = [
+            ("learned offsets", networks[0][1]),
+            ("the same layers, without offsets", plain_twin(networks[0][1])),
+        ]
+    first = subjects[0]
+    size = first.samples[next(iter(chosen))].label.shape
+    maps = len(chosen) * len(networks)
+    fields = min(fields_per_image(network, (size[0], size[1]), maps, budget) for _, network in networks)
+    entries, thumbnails, total, left_out = [], [], 0, 0
+    for index, why in chosen.items():
+        sample = first.samples[index]
+        start = _start(sample)
+        entry = {
+            "name": sample.name,
+            "height": sample.label.shape[0],
+            "width": sample.label.shape[1],
+            "photo": pictures.photograph(sample.image),
+            "truth": pictures.labels(sample.label, first.predictor.palette),
+            "start": start,
+            "networks": [
+                {
+                    **view(
+                        network, subjects[min(number, len(subjects) - 1)].predictor.batch(sample.image), fields, start
+                    ),
+                    # a network without the offsets it was trained with was never meant to predict
+                    "prediction": _prediction(subjects[number], sample) if number < len(subjects) else None,
+                }
+                for number, (_, network) in enumerate(networks)
+            ],
+        }
+        weight = len(json.dumps(entry))
+        if total + weight > VIEWER_BYTES:
+            left_out += 1
+            continue
+        total += weight
+        entries.append(entry)
+        thumbnails.append({"thumbnail": pictures.thumbnail(sample.image), "name": sample.name, "why": why})
+    depth = max((len(network["layers"]) for entry in entries for network in entry["networks"]), default=0)
+    groups = max((layer["groups"] for e in entries for n in e["networks"] for layer in n["layers"]), default=1)
+    data = {
+        "images": entries,
+        "panes": [0, 1] if len(networks) > 1 else [0],
+        "classes": list(first.predictor.class_names),
+        "palette": [list(colour) for colour in first.predictor.palette],
+    }
+    return {
+        "data": data,
+        "images": thumbnails,
+        "depth": min(depth, DEPTH),
+        "fields": fields,
+        "panes": [name for name, _ in networks[:2]],
+        "others": [(number, name) for number, (name, _) in enumerate(networks) if number > 0],
+        "lead": _viewer_lead(single, deformed),
+        "fine": _viewer_fine(fields, groups, left_out),
+    }
+
+
+def _prediction(subject: Subject, sample: Sample) -> str:
+    return pictures.labels(subject.predictor(sample.image).labels, subject.predictor.palette)
+
+
+def _start(sample: Sample) -> tuple[int, int]:
+    """The pixel deepest inside the object: of the largest class but the most frequent one, where there are two."""
+    pixels = central_pixels(sample.label, 2)
+    return pixels[-1] if pixels else (sample.label.shape[0] // 2, sample.label.shape[1] // 2)
+
+
+def _viewer_lead(single: bool, deformed: bool) -> str:
+    if not single:
+        return "Both networks see the same image and the same pixel."
+    if deformed:
+        return "On the left with the offsets that were learned, on the right on the regular grid of the same layers."
+    return "This network has no deformable layers, so that its points form the regular grid."
+
+
+def _viewer_fine(fields: int, groups: int, left_out: int) -> str:
+    parts = [
+        "The receptive field is the gradient, by the image, of the class predicted at a pixel (Luo et al. 2016),"
+        f" smoothed a little and scaled by its own maximum; {fields} pixels of each image have one."
+        if fields
+        else "Receptive fields of images of this size would take too long here and were left out."
+    ]
+    if groups > 1:
+        parts.append(f"The points are those of the first of {groups} offset groups.")
+    if left_out:
+        parts.append(f"{left_out} more image{'' if left_out == 1 else 's'} would have made this file too large.")
+    return " ".join(parts)
+
+
+def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str] | None:
+    """Effective dilations: from ``segdcn-analyze``'s file where it is of this checkpoint, else measured here.
+
+    None for a network without deformable layers.
+    """
+    if not deformable_layers(subject.predictor.network):
+        return None
+    file = subject.record.folder / "analysis" / "analysis.json"
+    known = _known_study(file, subject.record)
+    if known is not None:
+        return known, f"Measured by segdcn-analyze on {known['images']} images"
+    indices = choice.spread(len(subject.samples), images)
+    names = subject.predictor.class_names
+    find_instances = getattr(subject.dataset, "instances", None)
+    maps = find_instances(subject.record.split) if find_instances else None
+    study = study_offsets(
+        subject.predictor.network,
+        [subject.samples[index] for index in indices],
+        subject.predictor.transform,
+        names,
+        getattr(subject.dataset, "object_classes", [name for name in names if name != "background"]),
+        device=subject.predictor.device,
+        instances=None if maps is None else [maps[index] for index in indices],
+    )
+    return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
+
+
+def _known_study(file: Path, record: RunRecord) -> Mapping[str, Any] | None:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(known, dict) or known.get("checkpoint_sha256") != record.checkpoint_hash:
+        return None
+    if known.get("split") != record.split:
+        return None
+    return known if {"layers", "objects", "images"} <= set(known) else None
