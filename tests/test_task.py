@@ -214,7 +214,8 @@ def test_validation_figures_come_from_all_pixels_at_once() -> None:
     batches = []
     for image in (first, second):
         prediction = torch.tensor([image["prediction"]])[:, None].float()
-        batches.append({"image": prediction.expand(-1, 3, -1, -1), "label": torch.tensor([image["label"]])})
+        label = torch.tensor([image["label"]])
+        batches.append({"image": prediction.expand(-1, 3, -1, -1), "label": label, "name": ["a"]})
     (figures,) = make_trainer().validate(make_task(FirstChannel()), loader(batches), verbose=False)
     # where the truth is a, the prediction is a a b; where it is b, a b
     assert figures["val/iou/a"] == pytest.approx(2 / 4)

@@ -198,8 +198,9 @@ async function startViewer(root) {
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = scale < 2 * ratio;
     context.drawImage(pictures.photo, 0, 0, canvas.width, canvas.height);
-    if (control("prediction").checked && loaded.prediction) {
-      context.globalAlpha = 0.55;
+    const base = root.querySelector("input[name=base]:checked").value;
+    if (base !== "photograph" && loaded.prediction) {
+      context.globalAlpha = base === "both" ? 0.55 : 1;
       context.imageSmoothingEnabled = false;
       context.drawImage(loaded.prediction, 0, 0, canvas.width, canvas.height);
       context.globalAlpha = 1;
@@ -306,7 +307,8 @@ async function startViewer(root) {
       draw();
     });
   }
-  for (const name of ["points", "field", "prediction"]) control(name).addEventListener("change", draw);
+  for (const name of ["points", "field"]) control(name).addEventListener("change", draw);
+  for (const input of root.querySelectorAll("input[name=base]")) input.addEventListener("change", draw);
   control("other")?.addEventListener("change", (event) => {
     state.shownNetworks = [state.shownNetworks[0], Number(event.target.value)];
     draw();

@@ -184,10 +184,10 @@ def test_overlays_change_what_is_drawn(page: Any) -> None:
         return pixels
 
     seen = {drawn()}
-    for control in ("points", "prediction", "field"):
-        page.locator(f'[data-control="{control}"]').click()
+    for control in ('[data-control="points"]', '[value="both"]', '[value="prediction"]', '[data-control="field"]'):
+        page.locator(control).click()
         seen.add(drawn())
-    assert len(seen) == 4
+    assert len(seen) == 5
     assert "receptive field of this pixel" in page.locator(".pane-note").first.text_content()
 
 
