@@ -3,10 +3,11 @@
 from segdcn.analysis.effective_dilation import effective_dilation
 from segdcn.analysis.layers import LayerCall, last_layers, record
 from segdcn.analysis.receptive_field import effective_receptive_field
-from segdcn.analysis.sampling_points import sampling_points, trace
+from segdcn.analysis.sampling_points import chain, sampling_points, trace
 
 __all__ = [
     "LayerCall",
+    "chain",
     "effective_dilation",
     "effective_receptive_field",
     "last_layers",

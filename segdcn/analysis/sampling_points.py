@@ -61,23 +61,23 @@ def trace(calls: Sequence[LayerCall], pixel: tuple[int, int], image_size: tuple[
     height, width = image_size
     if not (0 <= row < height and 0 <= col < width):
         raise ValueError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
-    chain = _last_chain(calls)
-    points = _rescale(torch.tensor([pixel]), image_size, chain[0].output_size).round()  # the unit over the pixel
+    layers = chain(calls)
+    points = _rescale(torch.tensor([pixel]), image_size, layers[0].output_size).round()  # the unit over the pixel
     depths = []
-    for call in chain:
+    for call in layers:
         points = _expand(points, call)
         depths.append(_rescale(points, call.input_size, image_size))
     return depths
 
 
-def _last_chain(calls: Sequence[LayerCall]) -> list[LayerCall]:
+def chain(calls: Sequence[LayerCall]) -> list[LayerCall]:
     """The calls, last first, as far as each one's output has the size of the next one's input."""
-    chain = [calls[-1]]
+    found = [calls[-1]]
     for call in reversed(calls[:-1]):
-        if call.output_size != chain[-1].input_size:
+        if call.output_size != found[-1].input_size:
             break
-        chain.append(call)
-    return chain
+        found.append(call)
+    return found
 
 
 def _expand(points: Tensor, call: LayerCall) -> Tensor:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segdcn.analysis import LayerCall, effective_receptive_field, last_layers, record
+from segdcn.analysis import LayerCall, chain, effective_receptive_field, last_layers, record
 from segdcn.models.cost import count_flops
 from segdcn.report import pictures
 
@@ -62,17 +61,7 @@ def view(network: nn.Module, image: Tensor, fields: int, start: tuple[int, int])
         pixels = [start, *pixel_grid(size, fields - 1)]
         found = effective_receptive_field(network, image, pixels).numpy()
         atlas = {**pictures.field_atlas(found), "pixels": pixels}
-    return {"layers": [_layer(call) for call in chain(calls)], "fields": atlas}
-
-
-def chain(calls: Sequence[LayerCall]) -> list[LayerCall]:
-    """The last calls, last first, as far as each one's output has the size of the next one's input."""
-    found = [calls[-1]]
-    for call in reversed(calls[-DEPTH:-1]):
-        if call.output_size != found[-1].input_size:
-            break
-        found.append(call)
-    return found
+    return {"layers": [_layer(call) for call in chain(calls[-DEPTH:])], "fields": atlas}
 
 
 def _layer(call: LayerCall) -> dict[str, Any]:
