@@ -93,6 +93,7 @@ def step(tmp_path: Path, name: str, *options: str) -> dict[str, Tensor]:
     return {key: after[key] - value for key, value in before.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
     """In float64, at a learning rate of 1 and without momentum, so that the step is the gradient."""
     one = step(tmp_path, "one", "datamodule.batch_size=4")
