@@ -329,12 +329,12 @@ def test_label_maps_of_camvid_are_those_of_onnxruntime(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     samples = CamVid(root).split("val")
     equal = []
-    for number in range(0, len(samples), 8):
-        image = samples[number].image
+    for sample in samples:
+        image = sample.image
         expected = predictor(image).labels
         normalised = ((image / 255 - predictor.transform.mean) / predictor.transform.std).astype(np.float32)
         (logits,) = session.run(["logits"], {"image": normalised.transpose(2, 0, 1)[None]})
         equal.append((logits[0].argmax(axis=0) == expected).mean())
     print(f"agreement {np.mean(equal):.8f}, worst image {min(equal):.8f}")
-    assert len(equal) == 13
+    assert len(equal) == 101
     assert np.mean(equal) >= 0.9999

@@ -68,7 +68,7 @@ def deform_conv2d(
 
 
 def _gather_is_faster(input: Tensor) -> bool:
-    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 28 and more (segdcn-benchmark; README).
+    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 18 and 36 (segdcn-benchmark; README).
 
     On CUDA nothing was measured, so torchvision's kernel is taken. A graph that is exported keeps the operator that
     ONNX has a node for.
