@@ -13,9 +13,9 @@ from segdcn.report.records import RunRecord, read_run
 from segdcn.run_folder import write_text
 
 FILE = "report.html"
-STUDIED_IMAGES = 64
-# Floating point operations that receptive fields may take: at the end of a training (some four seconds of a CPU core,
-# or of a long training about a fiftieth of its time), and in a command of its own
+# Floating point operations that receptive fields may take, and effective dilations as many again: at the end of a
+# training (some four seconds of a CPU core, or of a long training about a fiftieth of its time), and in a command of
+# its own
 QUICK, PER_TRAINING_SECOND, THOROUGH = 130e9, 0.6e9, 2500e9
 MOVE_THE_LINE = "Move the line in a picture to see what lies under it."
 
@@ -25,7 +25,8 @@ def report_run(
 ) -> Path:
     """Write the page of one run, by default into its folder; returns where it is.
 
-    budget: floating point operations that receptive fields may take; None takes what fits the end of a training.
+    budget: floating point operations that receptive fields may take, and effective dilations as many again; None takes
+        what fits the end of a training.
 
     Raises: FileNotFoundError, ValueError, OSError, one line: no finished run in the folder, or a damaged file of it.
     """
@@ -84,7 +85,7 @@ def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[s
     parts: dict[str, Callable[[], Any]] = {
         "gallery": lambda: gallery(subjects, chosen),
         "viewer": lambda: viewer(subjects, chosen, budget),
-        "dilations": lambda: _dilations(subjects),
+        "dilations": lambda: _dilations(subjects, budget),
     }
     found = {}
     for name, make in parts.items():
@@ -96,10 +97,10 @@ def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[s
     return found
 
 
-def _dilations(subjects: Sequence[Subject]) -> list[tables.Dilations]:
+def _dilations(subjects: Sequence[Subject], budget: float) -> list[tables.Dilations]:
     found = []
     for subject in subjects:
-        measured = offset_study(subject, STUDIED_IMAGES)
+        measured = offset_study(subject, budget)
         if measured is not None:
             study, text = measured
             found.append(tables.dilations(study, subject.record.name, text, curves.length_histogram(study)))

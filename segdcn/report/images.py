@@ -17,13 +17,14 @@ from segdcn.panels import central_pixels
 from segdcn.predictor import Predictor, load
 from segdcn.report import choice, pictures
 from segdcn.report.records import RunRecord
-from segdcn.report.viewer import DEPTH, fields_per_image, view
+from segdcn.report.viewer import DEPTH, fields_per_image, network_flops, view
 from segdcn.run_folder import load_checkpoint
 
 OpenDataset = Callable[[Mapping[str, Any]], Any]
 """The data set of a checkpoint's config; ValueError or OSError, one line, where it is not at hand."""
 
 GALLERY_IMAGES, VIEWER_IMAGES = 3, 5
+FEWEST_STUDIED, MOST_STUDIED = 4, 64  # images for effective dilations
 VIEWER_BYTES = 7_500_000  # of a page's ten million; the pictures of the rest of the page take far less than the rest
 
 
@@ -235,10 +236,11 @@ def _viewer_fine(fields: int, groups: int, left_out: int) -> str:
     return " ".join(parts)
 
 
-def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str] | None:
+def offset_study(subject: Subject, budget: float) -> tuple[Mapping[str, Any], str] | None:
     """Effective dilations: from ``segdcn-analyze``'s file where it is of this checkpoint, else measured here.
 
-    None for a network without deformable layers.
+    Here on as many images as ``budget`` floating point operations are enough for, within bounds. None for a network
+    without deformable layers.
     """
     if not deformable_layers(subject.predictor.network):
         return None
@@ -246,18 +248,20 @@ def offset_study(subject: Subject, images: int) -> tuple[Mapping[str, Any], str]
     known = _known_study(file, subject.record)
     if known is not None:
         return known, f"Measured by segdcn-analyze on {known['images']} images"
-    indices = choice.spread(len(subject.samples), images)
+    flops = network_flops(subject.predictor.network, subject.samples[0].label.shape)
+    images = MOST_STUDIED if flops is None else int(budget / flops)
+    indices = choice.spread(len(subject.samples), min(MOST_STUDIED, max(FEWEST_STUDIED, images)))
     names = subject.predictor.class_names
     find_instances = getattr(subject.dataset, "instances", None)
     maps = find_instances(subject.record.split) if find_instances else None
     study = study_offsets(
         subject.predictor.network,
-        [subject.samples[index] for index in indices],
+        (subject.samples[index] for index in indices),  # one at a time
         subject.predictor.transform,
         names,
         getattr(subject.dataset, "object_classes", [name for name in names if name != "background"]),
         device=subject.predictor.device,
-        instances=None if maps is None else [maps[index] for index in indices],
+        instances=None if maps is None else (maps[index] for index in indices),
     )
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 

@@ -18,20 +18,29 @@ from segdcn.models.cost import count_flops
 from segdcn.report import pictures
 
 DEPTH = 3  # 9, 81, 729 points
-# Floating point operations of all receptive fields of a page, a field being a run forward and two backward: some
-# seconds of one CPU core. A field grid of fewer pixels than MIN_FIELDS shows nothing.
-FIELD_BUDGET, FIELD_RUNS = 250e9, 3
+FIELD_RUNS = 3  # a receptive field is a run forward and about two backward
+# a grid of fewer pixels than MIN_FIELDS shows nothing
 MIN_FIELDS, MAX_FIELDS = 6, 49
 
 
-def fields_per_image(network: nn.Module, size: tuple[int, int], maps: int, budget: float = FIELD_BUDGET) -> int:
-    """How many receptive fields each of ``maps`` pairs of an image and a network gets; 0 where they cost too much."""
-    try:
-        flops = count_flops(network, size)
-    except (NotImplementedError, RuntimeError):  # a computation that depends on values
+def fields_per_image(network: nn.Module, size: tuple[int, int], maps: int, budget: float) -> int:
+    """How many receptive fields each of ``maps`` pairs of an image and a network gets; 0 where they cost too much.
+
+    budget: floating point operations of all of them.
+    """
+    flops = network_flops(network, size)
+    if flops is None:
         return 0
     affordable = int(budget / (FIELD_RUNS * flops * max(1, maps)))
     return min(affordable, MAX_FIELDS) if affordable >= MIN_FIELDS else 0
+
+
+def network_flops(network: nn.Module, size: tuple[int, int]) -> int | None:
+    """Of one image; None for a network whose computation depends on values, so that it cannot be told."""
+    try:
+        return count_flops(network, size)
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def pixel_grid(size: tuple[int, int], count: int) -> list[tuple[int, int]]:

@@ -78,6 +78,12 @@ def test_training_writes_the_page_of_its_run(first_run: FirstRun) -> None:
     assert learned["fields"]["pixels"][0] == data["images"][0]["start"]
 
 
+def test_what_it_may_cost_limits_fields_and_studied_images(make_run: Make) -> None:
+    page = report_run(make_run("run"), open_shapes, budget=1.0).read_text()
+    assert "Measured on 4 of the 8 val images" in page
+    assert data_of(page)["images"][0]["networks"][0]["fields"] is None
+
+
 def test_command_writes_it_anew_and_elsewhere(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("run")
     assert call(main, str(run), "--output", str(run / "other.html")) == 0

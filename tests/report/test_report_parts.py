@@ -75,7 +75,7 @@ def test_receptive_fields_are_left_out_where_they_cost_too_much() -> None:
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return image if image.sum() > 0 else -image
 
-    assert fields_per_image(Undecided(), (8, 8), maps=1) == 0
+    assert fields_per_image(Undecided(), (8, 8), maps=1, budget=1e15) == 0
 
 
 def test_field_atlas_holds_each_field_at_its_place() -> None:
