@@ -144,6 +144,7 @@ print(json.dumps(json.loads(about["metadata.json"])["class_names"]))
 """
 
 
+@pytest.mark.slow
 def test_a_torch_program_needs_torch_and_torchvision_alone(run: Path, predictor: Predictor, tmp_path: Path) -> None:
     target = tmp_path / "network.pt2"
     assert call(main, f"checkpoint={run}/checkpoints/best.ckpt", "format=torch", f"output={target}") == 0

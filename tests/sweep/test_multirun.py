@@ -146,6 +146,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(
     assert len(planned) == (holds == "another sweep")
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_skips_what_is_finished_and_ends_with_a_table(tmp_path: Path) -> None:
     # one job cannot work, which neither stops the other nor is tried again
     command = ("-m", "segdcn.train", "-m", *TINY, "model.output_stride=16,12", "trainer.max_epochs=1", "sweep.name=two")
