@@ -13,11 +13,12 @@ import numpy as np
 from segdcn.analysis.offset_study import study_offsets
 from segdcn.data.dataset import IGNORE_INDEX, Sample
 from segdcn.models import deformable_layers, plain_twin
+from segdcn.models.cost import network_cost
 from segdcn.panels import central_pixels
 from segdcn.predictor import Predictor, load
 from segdcn.report import choice, pictures
 from segdcn.report.records import RunRecord
-from segdcn.report.viewer import DEPTH, fields_per_image, network_flops, view
+from segdcn.report.viewer import DEPTH, fields_per_image, view
 from segdcn.run_folder import load_checkpoint
 
 OpenDataset = Callable[[Mapping[str, Any]], Any]
@@ -248,7 +249,7 @@ def offset_study(subject: Subject, budget: float) -> tuple[Mapping[str, Any], st
     known = _known_study(file, subject.record)
     if known is not None:
         return known, f"Measured by segdcn-analyze on {known['images']} images"
-    flops = network_flops(subject.predictor.network, subject.samples[0].label.shape)
+    flops = network_cost(subject.predictor.network, subject.samples[0].label.shape)["flops"]
     images = MOST_STUDIED if flops is None else int(budget / flops)
     indices = choice.spread(len(subject.samples), min(MOST_STUDIED, max(FEWEST_STUDIED, images)))
     names = subject.predictor.class_names

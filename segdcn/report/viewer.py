@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segdcn.analysis import LayerCall, chain, effective_receptive_field, last_layers, record
-from segdcn.models.cost import count_flops
+from segdcn.models.cost import network_cost
 from segdcn.report import pictures
 
 DEPTH = 3  # 9, 81, 729 points
@@ -28,19 +28,11 @@ def fields_per_image(network: nn.Module, size: tuple[int, int], maps: int, budge
 
     budget: floating point operations of all of them.
     """
-    flops = network_flops(network, size)
+    flops = network_cost(network, size)["flops"]
     if flops is None:
         return 0
     affordable = int(budget / (FIELD_RUNS * flops * max(1, maps)))
     return min(affordable, MAX_FIELDS) if affordable >= MIN_FIELDS else 0
-
-
-def network_flops(network: nn.Module, size: tuple[int, int]) -> int | None:
-    """Of one image; None for a network whose computation depends on values, so that it cannot be told."""
-    try:
-        return count_flops(network, size)
-    except (NotImplementedError, RuntimeError):
-        return None
 
 
 def pixel_grid(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
