@@ -18,6 +18,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from segdcn import UserError
+from segdcn.runs.folder import make_folder
+
 if TYPE_CHECKING:
     from segdcn.sweep.plan import Job, Sweep
 
@@ -40,11 +43,15 @@ class SegdcnLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        chosen = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"])  # type: ignore[index,call-overload]
+        # Hydra's own default is a folder for each minute
+        self._dir = None if chosen.startswith("multirun/${now:") else Path(str(config.hydra.sweep.dir))
         if config.hydra.sweeper._target_.endswith(".BasicSweeper"):
             # its grid is known before anything is written: Hydra's own records in the folder, to begin with
             _one_line(lambda: self._check(self._grid()))
         with flag_override(config, ["readonly", "struct"], False):
             config.hydra.sweep.dir = str(self._folder())
+        _one_line(lambda: make_folder(self._folder(), "hydra.sweep.dir=DIR"))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         returned: Sequence[JobReturn] = _one_line(lambda: self._launch(job_overrides, first=initial_job_idx == 0))
@@ -63,18 +70,21 @@ class SegdcnLauncher(Launcher):
     def _check(self, job_overrides: Sequence[Sequence[str]], first: bool = True) -> "tuple[Sweep, Any]":
         """The sweep, joined with what its folder holds, and its launcher.
 
-        Raises: ValueError, before anything is written or started, where it cannot be run.
+        Raises: UserError, before anything is written or started, where it cannot be run.
         """
         from hydra.utils import instantiate
 
-        from segdcn.run_folder import shown
+        from segdcn.runs.folder import shown
+        from segdcn.sweep.local import LocalLauncher
         from segdcn.sweep.plan import read_sweep
 
         if len(job_overrides) > MOST_JOBS and not self.config.sweep.confirm:
-            raise ValueError(f"this sweep has {len(job_overrides)} jobs: add sweep.confirm=true if it is meant")
+            raise UserError(f"this sweep has {len(job_overrides)} jobs: add sweep.confirm=true if it is meant")
         sweep = self._sweep(job_overrides)
         launcher = instantiate(self.config.launcher, _convert_="all")
         launcher.check(sweep.jobs)
+        if isinstance(launcher, LocalLauncher):  # a cluster's nodes may see other data than this machine
+            self._check_data(job_overrides)
         folder = sweep.folder
         if (folder / "sweep.json").exists():
             before = read_sweep(folder)
@@ -82,13 +92,24 @@ class SegdcnLauncher(Launcher):
                 sweep.check_same(before)
             sweep = sweep.joined(before)
         elif folder.is_dir() and {path.name for path in folder.iterdir()} - {"multirun.yaml"}:  # Hydra's own record
-            raise ValueError(f"{shown(folder)} holds something else than a sweep: choose another sweep.name")
+            raise UserError(f"{shown(folder)} holds something else than a sweep: choose another sweep.name")
         sweep.check()
         return sweep, launcher
 
+    def _check_data(self, job_overrides: Sequence[Sequence[str]]) -> None:
+        """That the data sets of all jobs are there."""
+        from segdcn.commands.compose import build_dataset
+
+        seen = set()
+        for config in map(self._compose, job_overrides):
+            settings = str(OmegaConf.to_container(config.dataset, resolve=True))
+            if settings not in seen:
+                seen.add(settings)
+                build_dataset(config)
+
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: bool) -> list[JobReturn]:
-        from segdcn.run_folder import shown
-        from segdcn.sweep.jobs import locked, read_progress
+        from segdcn.runs.folder import locked, shown
+        from segdcn.sweep.jobs import read_progress
         from segdcn.sweep.local import SweepStopped
         from segdcn.sweep.results import report
 
@@ -96,7 +117,7 @@ class SegdcnLauncher(Launcher):
         jobs = sweep.jobs[: len(job_overrides)]
         with locked(sweep.folder / "sweep.lock", seconds=1.0) as lock:  # a look at its status takes a moment
             if lock is None:
-                raise ValueError(f"{shown(sweep.folder)} is being run by another process: see segdcn-sweep status")
+                raise UserError(f"{shown(sweep.folder)} is being run by another process: see segdcn-sweep status")
             sweep.write()
             try:
                 launcher.run(sweep, jobs)
@@ -112,6 +133,8 @@ class SegdcnLauncher(Launcher):
         ]
 
     def _folder(self) -> Path:
+        if self._dir is not None:
+            return self._dir
         name = self.config.sweep.name
         if name is None:
             choices, task = self.config.hydra.runtime.choices, self.config.hydra.overrides.task
@@ -139,12 +162,12 @@ class SegdcnLauncher(Launcher):
 
         for key in ("output_dir", "resume"):
             if any(override.startswith(f"{key}=") for override in overrides):
-                raise ValueError(f"{key} is the sweep's to choose for each job: leave it out, or set sweep.name")
+                raise UserError(f"{key} is the sweep's to choose for each job: leave it out, or set sweep.name")
         config = self._compose(overrides)
         plain: Any = OmegaConf.to_container(config, resolve=False)
         del plain["hydra"]
         for key in _missing(plain):
-            raise ValueError(f"{key} must be given: add {key}=VALUE to the command")
+            raise UserError(f"{key} must be given: add {key}=VALUE to the command")
         telling = tuple(override for override in overrides if _is_telling(override))
         return Job(
             folder=job_folder(telling, plain),
@@ -185,10 +208,10 @@ def _missing(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _is_telling(override: str) -> bool:
     """Whether an override makes another job, rather than tell where and how it is run."""
-    from segdcn.sweep.plan import PLACE_KEYS
+    from segdcn.runs.overrides import is_of_the_place, split_override
 
-    key = override.lstrip("+~").partition("=")[0]
-    return key not in PLACE_KEYS and key.partition(".")[0] not in ("sweep", "launcher")
+    key = split_override(override.lstrip("~"))[0]
+    return not is_of_the_place(key) and key.partition(".")[0] not in ("sweep", "launcher", "trust")
 
 
 def _finished(overrides: Sequence[str], config: DictConfig, figure: float) -> JobReturn:
@@ -196,14 +219,8 @@ def _finished(overrides: Sequence[str], config: DictConfig, figure: float) -> Jo
 
 
 def _one_line(action: Callable[[], Any]) -> Any:
-    """What ``action`` returns; an error that a user can cause becomes one line and exit status 1."""
-    from segdcn.assembly import user_error
+    """What ``action`` returns; an error that is no bug becomes one line and its exit status."""
+    from segdcn.commands.errors import one_line_errors
 
-    try:
+    with one_line_errors():
         return action()
-    except Exception as error:
-        message = user_error(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)

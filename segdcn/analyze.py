@@ -8,20 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn.assembly import CONFIG_PATH, build_dataset, one_line_errors
-from segdcn.run_folder import (
-    environment,
-    file_hash,
-    load_checkpoint,
-    run_folder_of,
-    shown,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from segdcn import UserError
+from segdcn.commands.compose import freely, plain
+from segdcn.commands.entry import console_script
+from segdcn.runs.folder import make_folder, run_folder_of, shown, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from segdcn.data import Sample
@@ -32,41 +24,33 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     """Analyse ``config.checkpoint``; returns what analysis.json holds."""
     for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
         if config[key] is not None and config[key] < lowest:
-            raise ValueError(f"{key} must be at least {lowest}, got {config[key]}")
+            raise UserError(f"{key} must be at least {lowest}, got {config[key]}")
     pixels = OmegaConf.to_container(config.pixels) if config.pixels is not None else []
     if not isinstance(pixels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pixels):
-        raise ValueError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
-    checkpoint = Path(config.checkpoint)
-    state = load_checkpoint(checkpoint)  # before torch's slower parts are imported: a wrong path is reported at once
-
-    import segdcn
+        raise UserError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
+    import segdcn.predictor
     from segdcn.analysis.cost import compare_cost
     from segdcn.analysis.pictures import length_picture
     from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, length_rows, markdown
+    from segdcn.runs.checkpoint import file_hash, read_checkpoint
+    from segdcn.runs.environment import environment
 
-    predictor = segdcn.load(checkpoint, device=config.device)
-    folder = Path(config.output_dir or _default_folder(config, checkpoint))
+    checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
+    predictor = segdcn.predictor.from_checkpoint(checkpoint, segdcn.predictor.find_device(config.device))
+    folder = Path(config.output_dir or _default_folder(config, checkpoint.path))
+    make_folder(folder, "output_dir=DIR")
     split: Sequence[Sample] = ()
     dataset: Any = None
     if config.images != 0 or config.image is None:
-        trained = DictConfig(state["segdcn"]["config"])
-        for key, value in config.dataset.items():
-            if value is not None:
-                trained.dataset[key] = value
-        dataset = build_dataset(trained)
-        if list(dataset.class_names) != predictor.class_names:
-            raise ValueError(
-                f"{checkpoint} was trained on the classes {', '.join(predictor.class_names)}, but the data set has"
-                f" {', '.join(dataset.class_names)}: give a checkpoint that was trained on it"
-            )
+        dataset = checkpoint.dataset(plain(config.dataset))
         split = dataset.split(config.split)
     if config.image is not None:
         drawn = [_own_image(config.image, predictor)]
     else:
         drawn = [split[place] for place in _places(len(split), config.pictures)]
     facts = {
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": file_hash(checkpoint),
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": file_hash(checkpoint.path),
         "split": config.split if config.images != 0 else None,
     }
     study: dict[str, Any] = {}
@@ -87,8 +71,7 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     cost = compare_cost(predictor.network, predictor.batch(image), config.repeats)
     height, width = cost["size"]
     _print(f"cost of one image of {width}x{height} pixels, {cost['threads']} thread(s)", cost_rows(cost))
-    seed = int(state["segdcn"]["config"].get("seed") or 0)
-    result = {**facts, **study, "cost": cost, "pictures": pictures, "environment": environment(seed)}
+    result = {**facts, **study, "cost": cost, "pictures": pictures, "environment": environment(checkpoint.seed)}
     write_json(folder / "analysis.json", result)
     print(f"figures and pictures in {shown(folder)}")
     return result
@@ -183,20 +166,15 @@ def _places(total: int, count: int | None) -> list[int]:
 
 
 def _print(title: str, rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from segdcn.drawing import console
 
-    table = Table(title=title, title_justify="left", padding=(0, 1, 0, 0))
-    table.add_column(rows[0][0], overflow="fold")  # a name is shown whole
-    for heading in rows[0][1:]:
-        table.add_column(heading, justify="right")
+    table = console.table(rows[0], title)
     for row in rows[1:]:
-        table.add_row(*row)
-    Console().print(table)
+        console.row(table, row)
+    console.show(table)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="analyze")
-@one_line_errors
+@console_script("analyze", freely(lambda key: key.startswith("dataset.")))
 def main(config: DictConfig) -> None:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     analyze(config)

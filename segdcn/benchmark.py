@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,15 +12,16 @@ from typing import Any, cast
 
 import torch
 import torchvision
-from hydra.errors import HydraException
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn import runtimes
-from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of
+from segdcn import UserError, runtimes
+from segdcn.commands.compose import CONFIG_PATH, build_dataset
+from segdcn.commands.entry import plain_script
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
-from segdcn.run_folder import environment, write_json
+from segdcn.runs.environment import environment
+from segdcn.runs.folder import write_json
 from segdcn.stopwatch import Candidate, compare, interleaved
 
 # N, C, H, W -> C, 3x3; groups
@@ -151,9 +151,9 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
         config = compose("train", overrides=list(overrides))
         samples = build_dataset(config).split("train")
         if not isinstance(samples, ImageMaskFiles):
-            raise ValueError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
+            raise UserError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
         if config.datamodule.crop_size is None or config.datamodule.short_side is not None:
-            raise ValueError(
+            raise UserError(
                 "data: only random crops of images at their own size can be timed: leave crop_size and"
                 " short_side as the data set has them"
             )
@@ -319,11 +319,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
+@plain_script
 def main() -> None:
     """Console script."""
     options = parse_arguments()
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: --device cuda: PyTorch finds no CUDA device on this machine")
+        raise UserError("--device cuda: PyTorch finds no CUDA device on this machine")
     if options.threads:
         torch.set_num_threads(options.threads)
 
@@ -336,16 +337,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.which:
         if name == "data":
-            try:
-                rows = loading(options.repeats, options.overrides)
-            except (ValueError, OSError, HydraException) as error:
-                sys.exit(f"error: {' '.join(str(cause_of(error)).split())}")
+            rows = loading(options.repeats, options.overrides)
             show_loading(rows)
         elif name == "runtimes":
-            try:
-                rows = runtimes.measure(options.repeats)
-            except ImportError as error:  # onnx
-                sys.exit(f"error: {error}")
+            rows = runtimes.measure(options.repeats)
             show_runtimes(rows)
         else:
             run, show = BENCHMARKS[name]

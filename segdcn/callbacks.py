@@ -17,23 +17,42 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from segdcn import UserError
 from segdcn.analysis import sampling_points
+from segdcn.data.dataset import Sample
+from segdcn.drawing.decoration import decoration
+from segdcn.evaluation.figures import write_figures
 from segdcn.models import deformable_layers
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
 from segdcn.panels import central_pixels, comparison_panel, sampling_panel
-from segdcn.run_folder import write_text
+from segdcn.runs.folder import replacing, write_text
+from segdcn.task import training_ends
 
 
-class TrainingStopped(RuntimeError):  # noqa: N818  (it reads as what happened)
+class TrainingStopped(UserError):  # noqa: N818  (it reads as what happened)
     """Training cannot go on: the message says what happened, in which layer, and what to change."""
 
 
 def _network(task: pl.LightningModule) -> nn.Module:
     return cast(nn.Module, task.network)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written beside the file that they replace, then renamed.
+
+    Lightning writes them into the system's folder for temporary files and moves them: to another file system that is a
+    copy over the old one, and a process that is killed meanwhile leaves neither.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class Checkpoint(ModelCheckpoint):
@@ -44,8 +63,17 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         # From a checkpoint between an epoch's last batch and its validation, Lightning would go on with the next
         # epoch: no figures, no best checkpoint. The epoch's end is saved anyway.
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._save_on_train_epoch_end and training_ends(trainer):
+            trainer.save_checkpoint(self.format_checkpoint_name({}))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # An epoch that the run's last step cut short was saved at that step: Lightning would go on with the next one
+        # here. Without validation there is nothing to compare.
+        if trainer.is_last_batch and (self.monitor is None or trainer.enable_validation):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning forgets the best score when the folder has another name, and a worse best.ckpt would replace it.
@@ -134,24 +162,29 @@ class StopOnSignal(pl.Callback):
         raise SystemExit(0 if child else 128 + number)
 
 
-def epoch_figures(trainer: pl.Trainer) -> dict[str, float]:
-    """What this epoch logged, and the learning rates.
+class _EpochFigures(pl.Callback):
+    """Knows which figures are of the epoch that ends: Lightning keeps those of earlier validations."""
 
-    Lightning keeps figures of earlier epochs, where validation does not run each epoch; and LearningRateMonitor's
-    (lr-...) are as old as its last logging step.
-    """
-    every = trainer.check_val_every_n_epoch or 1
-    validated = (trainer.current_epoch + 1) % every == 0
-    logged = {
-        key: float(value)
-        for key, value in trainer.callback_metrics.items()
-        if key.startswith("train/") or (validated and not key.startswith("lr-"))
-    }
-    groups = trainer.optimizers[0].param_groups
-    return logged | {f"lr/{group['name']}": float(group["lr"]) for group in groups}
+    _validated_at = -1  # the step of the last validation
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated_at = trainer.global_step
+
+    def epoch_figures(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What this epoch logged, and the learning rates; LearningRateMonitor's (lr-...) are a logging step old."""
+        validated = self._validated_at == trainer.global_step
+        logged = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("train/") or (validated and not key.startswith("lr-"))
+        }
+        groups = trainer.optimizers[0].param_groups
+        return logged | {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
 
 
-class EpochLines(RichProgressBar):
+class EpochLines(_EpochFigures, RichProgressBar):
     """Rich's bar in a terminal, nothing in a log file; one plain line per epoch in both."""
 
     def __init__(self) -> None:
@@ -167,7 +200,7 @@ class EpochLines(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        metrics = epoch_figures(trainer)
+        metrics = self.epoch_figures(trainer)
         miou = metrics.get("val/miou", math.nan)
         marker = " *" if miou > self._best else ""
         self._best = max(self._best, miou)
@@ -196,7 +229,7 @@ def training_seconds(trainer: pl.Trainer) -> float | None:
     return timers[0].time_elapsed() if timers else None
 
 
-class MetricsFile(pl.Callback):
+class MetricsFile(_EpochFigures):
     """metrics.csv: one row per epoch, every logged figure a column.
 
     The file is written whole after each epoch and read back when a run is resumed; rows of epochs that are run
@@ -218,7 +251,7 @@ class MetricsFile(pl.Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
-        for key, value in sorted(epoch_figures(trainer).items()):
+        for key, value in sorted(self.epoch_figures(trainer).items()):
             row[key] = "" if math.isnan(value) else f"{value:.6g}"
         self._rows = [old for old in self._rows if int(old["epoch"]) < trainer.current_epoch] + [row]
         columns = list(dict.fromkeys([*self.FIRST, *(key for old in self._rows for key in old)]))
@@ -227,6 +260,37 @@ class MetricsFile(pl.Callback):
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self.path, text.getvalue())
+
+
+class FiguresFile(pl.Callback):
+    """metrics.json and counts.npz of an evaluation outside of training, before anything is drawn or printed of it.
+
+    folder: where they are written.
+    facts: what the figures depend on; the evaluation adds protocol, inference and time, and ``images_in_split`` where
+        it was not of all images.
+    """
+
+    def __init__(self, folder: str | Path, facts: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.facts = facts
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module, "test")
+
+    def _write(self, trainer: pl.Trainer, pl_module: Any, split: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        result = pl_module.result
+        self.facts |= pl_module.evaluator.describe()
+        self.facts["seconds_per_image"] = result.seconds_per_image
+        total = len(cast(Any, trainer).datamodule.dataset.split(split))
+        if result.images != total:
+            self.facts["images_in_split"] = total
+        write_figures(result, split, self.facts, self.folder)
 
 
 class OffsetHealth(pl.Callback):
@@ -357,26 +421,26 @@ class Panels(pl.Callback):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str) -> None:
         if not trainer.is_global_zero:
             return
-        data = cast(Any, trainer).datamodule
+        data, network = cast(Any, trainer).datamodule, _network(pl_module)
         samples = data.dataset.split(split)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for number in range(min(self.images, len(samples))):
-            sample = samples[number * len(samples) // min(self.images, len(samples))]
-            image, _ = data.eval_transform(sample.image, sample.label)
-            image = image[None].to(pl_module.device)
-            logits = cast(Any, pl_module).evaluator.inference(_network(pl_module), image)
-            prediction = logits.argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
-            panel = comparison_panel(
-                sample.image, sample.label, prediction, data.dataset.class_names, data.dataset.palette, sample.name
-            )
-            self._save(panel, f"{split}_{number}.png")
-            if deformable_layers(_network(pl_module)):
-                pixels = central_pixels(sample.label)
-                points = sampling_points(_network(pl_module), image, pixels)
-                pairs = [(pixel, depths[-1].numpy()) for pixel, depths in zip(pixels, points, strict=True)]
-                self._save(sampling_panel(sample.image, pairs, sample.name), f"{split}_{number}_sampling.png")
+        count = min(self.images, len(samples))
+        for number in range(count):
+            with decoration(f"panel {split}_{number}.png", "segdcn-evaluate draws it again"):
+                self._draw(samples[number * len(samples) // count], f"{split}_{number}", data, network, pl_module)
 
-    def _save(self, picture: Any, name: str) -> None:
-        partial = self.folder / f".{name}.partial"
-        picture.save(partial, format="PNG")
-        partial.replace(self.folder / name)
+    def _draw(self, sample: Sample, name: str, data: Any, network: nn.Module, task: Any) -> None:
+        image, _ = data.eval_transform(sample.image, sample.label)
+        image = image[None].to(task.device)
+        prediction = task.evaluator.inference(network, image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        names, palette = [str(one) for one in data.dataset.class_names], data.dataset.palette
+        self._save(comparison_panel(sample.image, sample.label, prediction, names, palette, sample.name), name)
+        if deformable_layers(network):
+            # an image without a label: where it is looked at then, the network says
+            pixels = central_pixels(sample.label) or central_pixels(prediction)
+            points = sampling_points(network, image, pixels)
+            pairs = [(pixel, depths[-1].numpy()) for pixel, depths in zip(pixels, points, strict=True)]
+            self._save(sampling_panel(sample.image, pairs, sample.name), f"{name}_sampling")
+
+    def _save(self, picture: Image.Image, name: str) -> None:
+        with replacing(self.folder / f"{name}.png") as file:
+            picture.save(file, format="PNG")

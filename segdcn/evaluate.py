@@ -2,92 +2,87 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from segdcn.assembly import (
-    CONFIG_PATH,
-    build_datamodule,
-    build_dataset,
-    build_evaluator,
-    build_task,
-    build_trainer,
-    one_line_errors,
-    quiet_libraries,
-)
+from segdcn import UserError
+from segdcn.commands.compose import build_evaluator, build_trainer, freely, plain, quiet_libraries
+from segdcn.commands.entry import console_script
+from segdcn.drawing.decoration import decoration
+from segdcn.processes import is_first
+from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_json
 
 
 def evaluate(config: DictConfig) -> float:
-    """Evaluate ``config.checkpoint`` on ``config.split``; returns the mIoU."""
-    from segdcn.evaluation.summary import summarize
-    from segdcn.run_folder import environment, file_hash, load_checkpoint, shown, write_json
+    """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
+    from segdcn.callbacks import FiguresFile
+    from segdcn.drawing.figures import print_figures
+    from segdcn.runs.checkpoint import build, file_hash, read_checkpoint
+    from segdcn.runs.environment import environment
+    from segdcn.task import SegmentationTask
 
-    checkpoint = Path(config.checkpoint)
-    state = load_checkpoint(checkpoint)
-    saved = OmegaConf.create(state["segdcn"]["config"])
-    saved.model.weights = None  # they are in the checkpoint
-    for group in ("dataset", "datamodule"):
-        for key, value in config[group].items():
-            if value is not None:
-                saved[group][key] = value
-    saved.trainer, saved.callbacks, saved.logger = config.trainer, config.callbacks, None
-    saved.output_dir = config.output_dir
-
-    dataset = build_dataset(saved)
-    trained = len(state["segdcn"]["class_names"])
-    if len(dataset.class_names) != trained:
-        raise ValueError(
-            f"{checkpoint} was trained with {trained} classes, but the data set has {len(dataset.class_names)}:"
-            " give a checkpoint that was trained on it, or the data set's own classes"
-        )
-    data = build_datamodule(saved, dataset)
-    task = build_task(saved, dataset)
-    task.load_state_dict(state["state_dict"])
+    checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
+    dataset = checkpoint.dataset(plain(config.dataset))
+    given = {key: value for key, value in config.datamodule.items() if value is not None}
+    data = build({**checkpoint.groups["datamodule"], **given}, checkpoint.path, dataset=dataset)
+    task = SegmentationTask(checkpoint.network(), checkpoint.loss(), dataset.class_names)
+    folder = Path(config.output_dir)
     task.evaluator = build_evaluator(
         config.protocol,
         dataset,
         config.split,
         inference=instantiate(config.inference, _convert_="all"),
-        submission=Path(config.output_dir) / "submission" if config.submission else None,
+        submission=folder / "submission" if config.submission else None,
     )
-    trainer = build_trainer(saved)
+    facts = {
+        "seed": checkpoint.seed,
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": file_hash(checkpoint.path),
+    }
+    trainer = build_trainer(config, FiguresFile(folder, facts))
     run = trainer.validate if config.split == "val" else trainer.test
     run(task, datamodule=data, verbose=False)
-
-    result, expected = task.result, len(dataset.split(config.split))
-    if result.images != expected:
-        raise ValueError(
-            f"{result.images} of the {expected} images of split {config.split} were evaluated:"
-            f" leave trainer.limit_{config.split}_batches at null"
-        )
-    folder = Path(config.output_dir)
+    assert task.result is not None
     if trainer.is_global_zero:
-        facts = {
-            **task.evaluator.describe(),
-            "checkpoint": str(checkpoint),
-            "checkpoint_sha256": file_hash(checkpoint),
-            "seed": saved.seed,
-            "seconds_per_image": result.seconds_per_image,
-        }
-        summarize(result, config.split, dataset.class_names, facts, folder / "metrics.json")
-        write_json(folder / "environment.json", environment(saved.seed))
+        write_json(folder / "environment.json", environment(checkpoint.seed))
+        with decoration("table", f"the figures are in {shown(folder)}/metrics.json"):
+            print_figures(task.result, config.split, dataset.class_names, facts)
         print(f"figures and pictures in {shown(folder)}")
-    return float(result.figures[f"{config.split}/miou"])
+    return float(task.result.figures[f"{config.split}/miou"])
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="evaluate")
-@one_line_errors
+def evaluation_folder(config: DictConfig) -> Path:
+    """RUN/evaluation/<checkpoint>_<split>..., so that no evaluation overwrites the figures of another kind."""
+    parts = [Path(config.checkpoint).stem, config.split]
+    if config.protocol != "native":
+        parts.append(config.protocol)
+    for name, default in (("scales", [1.0]), ("flip", False), ("window", None), ("stride", None)):
+        if config.inference[name] != default:
+            numbers = re.findall(r"[\d.]+", str(config.inference[name]))  # whatever was typed: it is checked later
+            parts.append(name + "-".join(numbers))
+    return run_folder_of(Path(config.checkpoint)) / "evaluation" / "_".join(parts)
+
+
+@console_script("evaluate", freely(lambda key: key.startswith("dataset.")))
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     quiet_libraries()
-    if config.checkpoint is None:
-        raise ValueError("checkpoint must be given: segdcn-evaluate checkpoint=RUN/checkpoints/best.ckpt")
     if config.split not in ("val", "test"):
-        raise ValueError(f"split must be val or test, got {config.split!r}")
-    return evaluate(config)
+        raise UserError(f"split must be val or test, got {config.split!r}")
+    limit = f"limit_{config.split}_batches"
+    if config.trainer.get(limit) is not None:
+        raise UserError(f"trainer.{limit} would leave images of split {config.split} out: leave it at null")
+    if not Path(config.checkpoint).is_file():
+        raise UserError(f"no checkpoint file at {config.checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    config.output_dir = str(config.output_dir or evaluation_folder(config))
+    folder, first = Path(config.output_dir), is_first()
+    if first:
+        make_folder(folder, "output_dir=DIR")
+    with reporting(folder, first):
+        return evaluate(config)
 
 
 if __name__ == "__main__":

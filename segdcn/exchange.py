@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from segdcn import MissingPackageError, UserError
 from segdcn.models import deformable_layers
 from segdcn.ops.deform_conv import Backend
 
@@ -47,7 +48,7 @@ def onnx_bytes(
     import onnx
 
     if not isinstance(opset, int) or opset < FIRST_OPSET:
-        raise ValueError(f"opset must be {FIRST_OPSET} or more, where ONNX has a deformable convolution; got {opset}")
+        raise UserError(f"opset must be {FIRST_OPSET} or more, where ONNX has a deformable convolution; got {opset}")
     with _quietly():
         try:
             program = torch.onnx.export(
@@ -59,12 +60,12 @@ def onnx_bytes(
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ValueError(f"the network cannot be written as ONNX: {_first_line(error)}") from error
+            raise UserError(f"the network cannot be written as ONNX: {_first_line(error)}") from error
         assert program is not None  # None is for the exporter's other modes
         model = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
     if written != opset:
-        raise ValueError(f"opset={opset} cannot be written by the installed onnxscript, only {written}")
+        raise UserError(f"opset={opset} cannot be written by the installed onnxscript, only {written}")
     _clean(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
@@ -114,7 +115,7 @@ def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
             dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
         )
     except Exception as error:  # of many kinds, by what in the network depends on sizes or values
-        raise ValueError(f"the network cannot be exported for images of any size: {_first_line(error)}") from error
+        raise UserError(f"the network cannot be exported for images of any size: {_first_line(error)}") from error
     finally:
         for layer, backend in zip(layers, before, strict=True):
             layer.backend = backend
@@ -134,7 +135,7 @@ def open_onnx(path: Path) -> Runner:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # a class of its own for each kind
-        raise ValueError(
+        raise UserError(
             f"onnxruntime {onnxruntime.__version__} cannot run the model ({_first_line(error)}): DeformConv needs 1.25"
             " or newer, which needs Python 3.11; deform=grid_sample does without"
         ) from error
@@ -175,7 +176,7 @@ def compare(reference: Runner, other: Runner, batches: Iterable[Tensor]) -> list
         with torch.inference_mode():
             expected, logits = reference(images), other(images)
         if logits.shape != expected.shape:
-            raise ValueError(f"{tuple(images.shape)} gives {tuple(logits.shape)} instead of {tuple(expected.shape)}")
+            raise UserError(f"{tuple(images.shape)} gives {tuple(logits.shape)} instead of {tuple(expected.shape)}")
         labels = expected.argmax(dim=1)
         found.append(
             Agreement(
@@ -194,7 +195,7 @@ def require_packages(*names: str) -> None:
     """Raises: ImportError, one line that says what to install."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'ONNX needs {" and ".join(missing)}, not installed here: pip install -e ".[onnx]"')
+        raise MissingPackageError(f'ONNX needs {" and ".join(missing)}, not installed here: pip install -e ".[onnx]"')
 
 
 @contextmanager

@@ -6,15 +6,16 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from segdcn.assembly import CONFIG_PATH, build_dataset, cause_of, one_line_errors
-from segdcn.run_folder import environment, file_hash, load_checkpoint, run_folder_of, shown, write_json
+from segdcn import UserError
+from segdcn.commands.entry import console_script
+from segdcn.drawing.decoration import one_line
+from segdcn.runs.folder import make_folder, run_folder_of, shown, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from segdcn.data.dataset import Array
     from segdcn.exchange import Agreement
     from segdcn.predictor import Predictor
+    from segdcn.runs.checkpoint import Checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 # the image is scaled to be verified on no more pixels, and on no shorter side
@@ -35,17 +37,20 @@ def export(config: DictConfig) -> Path:
         FileNotFoundError, ValueError, ImportError: one line; nothing is written, also where the file's results differ
             from PyTorch's by more than ``config.tolerance``.
     """
-    checkpoint = Path(config.checkpoint)
-    target = _target(config, checkpoint)  # before torch is imported: a wrong option is reported at once
-    import segdcn
+    target = _target(config, Path(config.checkpoint))  # before torch is imported: a wrong option is reported at once
+    import torch
+
     from segdcn import exchange
+    from segdcn.predictor import from_checkpoint
+    from segdcn.runs.checkpoint import file_hash, read_checkpoint
+    from segdcn.runs.environment import environment
 
     if config.format == "onnx":
         exchange.require_packages("onnx", "onnxscript", "onnxruntime")
-    predictor = segdcn.load(checkpoint, device="cpu")
-    description = load_checkpoint(checkpoint)["segdcn"]
-    image, image_name = _image(config.image, description["config"])
-    metadata = {**describe(predictor, description["config"], file_hash(checkpoint)), "deform": config.deform}
+    checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
+    predictor = from_checkpoint(checkpoint, torch.device("cpu"))
+    image, image_name = _image(config.image, checkpoint)
+    metadata = {**describe(predictor, checkpoint), "deform": config.deform}
     if config.format == "onnx":
         content = exchange.onnx_bytes(predictor.network, metadata, config.deform, config.opset)
         runtime, start = "onnxruntime", exchange.open_onnx
@@ -61,7 +66,7 @@ def export(config: DictConfig) -> Path:
             "file": target.name,
             "file_sha256": file_hash(file),
             "bytes": len(content),
-            "checkpoint": str(checkpoint),
+            "checkpoint": str(checkpoint.path),
             "runtime": runtime,
             "image": image_name,
             **figures,
@@ -69,7 +74,7 @@ def export(config: DictConfig) -> Path:
             "cases": [vars(case) for case in cases],
             "metadata": metadata,
             "opset": config.opset if config.format == "onnx" else None,
-            "environment": environment(description["config"].get("seed", 0)),
+            "environment": environment(checkpoint.seed),
         }
         write_json(report, about)
         report.replace(target.with_name(report.name))
@@ -82,54 +87,54 @@ def export(config: DictConfig) -> Path:
 def _target(config: DictConfig, checkpoint: Path) -> Path:
     """Where to write; checks the options that name it."""
     if config.format not in SUFFIXES:
-        raise ValueError(f"format must be onnx or torch, got {config.format!r}")
+        raise UserError(f"format must be onnx or torch, got {config.format!r}")
     if config.deform not in ("standard", "grid_sample"):
-        raise ValueError(f"deform must be standard or grid_sample, got {config.deform!r}")
+        raise UserError(f"deform must be standard or grid_sample, got {config.deform!r}")
     suffix = SUFFIXES[config.format]
     if config.output is None:
         twin = "" if config.deform == "standard" else f"_{config.deform}"
         return run_folder_of(checkpoint) / "export" / f"{checkpoint.stem}{twin}{suffix}"
     target = Path(config.output)
     if target.suffix != suffix or target.is_dir():
-        raise ValueError(f"output={target} must be a file that ends in {suffix}, since format={config.format}")
+        raise UserError(f"output={target} must be a file that ends in {suffix}, since format={config.format}")
     return target
 
 
-def describe(predictor: Predictor, config: Mapping[str, Any], checkpoint_sha256: str) -> dict[str, str]:
+def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     """What a program needs to use the network, and where it comes from: texts, lists as JSON."""
     from segdcn import __version__
     from segdcn.models import deformable_layers
+    from segdcn.runs.checkpoint import file_hash
 
-    data, model = config["dataset"]["_target_"], config["model"]
-    return {
+    about = {
         "input": "image: float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std per channel",
         "output": "logits: float32 (N, K, H, W); the label is the index of the largest of K",
         "class_names": json.dumps(predictor.class_names, ensure_ascii=False),
         "palette": json.dumps(predictor.palette),
         "mean": json.dumps(predictor.transform.mean),
         "std": json.dumps(predictor.transform.std),
-        "output_stride": str(model["output_stride"]),
         "deformable_layers": json.dumps(list(deformable_layers(predictor.network))),
-        "protocol": config.get("protocol", "native"),
-        "dataset": data.rpartition(".")[2],
-        "checkpoint_sha256": checkpoint_sha256,
+        "protocol": checkpoint.config.get("protocol", "native"),
+        "dataset": str(checkpoint.groups["dataset"].get("_target_")).rpartition(".")[2],
+        "checkpoint_sha256": file_hash(checkpoint.path),
         "segdcn_version": __version__,
     }
+    # of a network of ours; one of another kind has none to tell
+    stride = getattr(getattr(predictor.network, "backbone", None), "output_stride", None)
+    return about if stride is None else {**about, "output_stride": str(stride)}
 
 
-def _image(path: str | None, saved: Mapping[str, Any]) -> tuple[Array, str]:
+def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
     """A real image, uint8 (H, W, 3), and its name: the given one, or the first to validate of the run's data set."""
     from segdcn.predictor import read_photo
 
     if path is not None:
         return read_photo(Path(path)), path
-    config = OmegaConf.create(dict(saved))
     try:
-        sample = build_dataset(config).split("val")[0]
+        sample = checkpoint.dataset().split("val")[0]
     except Exception as error:  # whatever a data set raises, whose files lie elsewhere
-        reason = " ".join(str(cause_of(error)).split())
-        raise ValueError(
-            f"the export is verified on a real image, and the run's data set is not at hand ({reason}):"
+        raise UserError(
+            f"the export is verified on a real image, and the run's data set is not at hand ({one_line(error)}):"
             " give an image with image=PATH"
         ) from error
     return sample.image, sample.name
@@ -165,7 +170,7 @@ def _judge(cases: list[Agreement], tolerance: DictConfig, runtime: str) -> dict[
     ):
         limit = float(tolerance[key])
         if not found <= limit:  # also where it is not a number
-            raise ValueError(
+            raise UserError(
                 f"nothing was written: under {runtime} {what.format(found)}, more than tolerance.{key}={limit:.1e}"
             )
     return {"relative_logit_difference": worst, "differing_labels": share}
@@ -185,7 +190,7 @@ def _show(cases: list[Agreement], runtime: str, image: str) -> None:
 def _scratch_folder(folder: Path) -> Iterator[Path]:
     """A folder within ``folder``, gone at the end; with it goes what was made for it and is still empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "output=FILE")
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
             yield Path(scratch)
@@ -195,8 +200,7 @@ def _scratch_folder(folder: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="export")
-@one_line_errors
+@console_script("export")
 def main(config: DictConfig) -> None:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     export(config)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdcn import UserError
+
 
 class SegmentationLoss(nn.Module):
     """Cross-entropy per labelled pixel, averaged over the labelled pixels of the batch.
@@ -43,11 +45,11 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+            raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if ohem_fraction is not None and not 0.0 < ohem_fraction <= 1.0:
-            raise ValueError(f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}")
+            raise UserError(f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}")
         if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
-            raise ValueError(f"class_weights must be finite and not negative, got {list(class_weights)}")
+            raise UserError(f"class_weights must be finite and not negative, got {list(class_weights)}")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.ohem_fraction = ohem_fraction
@@ -93,12 +95,12 @@ class SegmentationLoss(nn.Module):
 
     def _check_shapes(self, logits: Tensor, label: Tensor) -> None:
         if logits.ndim != 4 or label.shape != (len(logits), *logits.shape[2:]):
-            raise ValueError(
+            raise UserError(
                 "the loss needs logits (N, K, H, W) and a label (N, H, W) of the same size,"
                 f" got {tuple(logits.shape)} and {tuple(label.shape)}"
             )
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"class_weights has {len(self.class_weights)} values, but the network predicts"
                 f" {logits.shape[1]} classes: give one weight per class"
             )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from segdcn import UserError
 from segdcn.ops import DeformConv2d
 
 
@@ -52,25 +53,27 @@ def parameter_groups(
     return list(groups.values())
 
 
-def poly(optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> LRScheduler:
+def poly(optimizer: Optimizer, total_steps: int | None, power: float = 0.9, warmup_steps: int = 0) -> LRScheduler:
     """lr x (1 - step / total_steps) ** power after a linear warm-up; DeepLab's schedule (Chen et al. 2017, 4.1)."""
+    length = _known(total_steps, "poly")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
-        return math.pow(max(0.0, 1 - step / total_steps), power)
+        return math.pow(max(0.0, 1 - step / length), power)
 
     return LambdaLR(optimizer, factor)
 
 
-def one_cycle(optimizer: Optimizer, total_steps: int, warmup_share: float = 0.2) -> LRScheduler:
+def one_cycle(optimizer: Optimizer, total_steps: int | None, warmup_share: float = 0.2) -> LRScheduler:
     """From lr / 25 up to lr within the first ``warmup_share`` of the steps, then down to almost zero, by cosines.
 
     The curve of torch's ``OneCycleLR``, whose checkpoints however insist on the number of steps they began with.
     """
     if not 0 <= warmup_share < 1:
-        raise ValueError(f"warmup_share must be at least 0 and below 1, got {warmup_share}")
-    peak, last = warmup_share * total_steps - 1, total_steps - 1
+        raise UserError(f"warmup_share must be at least 0 and below 1, got {warmup_share}")
+    length = _known(total_steps, "one_cycle")
+    peak, last = warmup_share * length - 1, length - 1
 
     def factor(step: int) -> float:
         if step < peak:
@@ -86,7 +89,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 def step(
     optimizer: Optimizer,
-    total_steps: int,
+    total_steps: int | None,
     drops: Sequence[float] = (2 / 3,),
     factor: float = 0.1,
     warmup_steps: int = 0,
@@ -102,13 +105,14 @@ def step(
     Cityscapes (1,000 steps at a tenth).
     """
     if not all(0 < share < 1 for share in drops):
-        raise ValueError(f"schedule.drops must be shares of the run between 0 and 1, got {list(drops)}")
+        raise UserError(f"schedule.drops must be shares of the run between 0 and 1, got {list(drops)}")
     if factor <= 0 or warmup_factor <= 0 or warmup_steps < 0:
-        raise ValueError(
+        raise UserError(
             "schedule.factor and schedule.warmup_factor must be positive and schedule.warmup_steps 0 or more, got"
             f" {factor}, {warmup_factor} and {warmup_steps}"
         )
-    first_steps = [round(share * total_steps) for share in drops]
+    length = _known(total_steps, "step")
+    first_steps = [round(share * length) for share in drops]
 
     def multiplier(number: int) -> float:
         if number < warmup_steps:
@@ -118,6 +122,15 @@ def step(
     return LambdaLR(optimizer, multiplier)
 
 
-def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+def constant(optimizer: Optimizer, total_steps: int | None) -> LRScheduler:
     """The learning rate as it is given."""
     return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _known(total_steps: int | None, schedule: str) -> int:
+    if total_steps is None:
+        raise UserError(
+            f"schedule={schedule} needs the length of the training: give trainer.max_steps or trainer.max_epochs, or"
+            " take schedule=constant"
+        )
+    return total_steps

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from segdcn.assembly import CONFIG_PATH, one_line_errors
-from segdcn.run_folder import shown, write_bytes
+from segdcn.commands.entry import console_script
+from segdcn.runs.folder import make_folder, shown, write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,8 +47,12 @@ def predict(config: DictConfig) -> list[str]:
 
     import segdcn
 
+    make_folder(output, "output=DIR")
     predictor = segdcn.load(
-        config.checkpoint, device=config.device, inference=instantiate(config.inference, _convert_="all")
+        config.checkpoint,
+        device=config.device,
+        inference=instantiate(config.inference, _convert_="all"),
+        trust=config.trust,
     )
     problems: list[str] = []
     areas: Areas = []
@@ -228,8 +231,7 @@ def _png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="predict")
-@one_line_errors
+@console_script("predict")
 def main(config: DictConfig) -> None:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     problems = predict(config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from segdcn.data.dataset import read_image
 from segdcn.data.transforms import EvalTransform
 from segdcn.evaluation.inference import Inference, slide_classes
-from segdcn.models import Deform, build_deeplab
 from segdcn.panels import overlay
-from segdcn.run_folder import load_checkpoint
+from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
 
 Array: TypeAlias = npt.NDArray[Any]
 Photo: TypeAlias = "Array | str | Path"
@@ -206,6 +205,7 @@ def load(
     inference: Inference | None = None,
     max_pixels: int | None = None,
     network: nn.Module | None = None,
+    trust: bool = False,
 ) -> Predictor:
     """The network of a checkpoint, ready to predict: ``predictor = segdcn.load("best.ckpt"); predictor("a.jpg")``.
 
@@ -213,65 +213,45 @@ def load(
         path: a checkpoint that ``segdcn-train`` wrote.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         inference, max_pixels: see ``Predictor``.
-        network: for a checkpoint of a network of your own: the network, built as it was for the training. Those of
-            ``segdcn.models.build_deeplab`` are built here; nothing else that a checkpoint names is called.
+        network: for a checkpoint of a network of your own: the network, built as it was for the training. None builds
+            what the checkpoint names, if it is segdcn's, torch's or torchvision's.
+        trust: build it whatever it is: for a file whose origin you know, since it may name any function.
 
     Raises:
         FileNotFoundError, ValueError: one line; no such file, a damaged one, one that does not fit its network, or a
             device that is not there.
     """
-    path = Path(path)
-    chosen = _device(device)
-    state = load_checkpoint(path)
-    description = state["segdcn"]
-    config, class_names = description["config"], description["class_names"]
-    network = network or _build(config, len(class_names), path)
-    prefix = "network."
-    weights = {key[len(prefix) :]: value for key, value in state["state_dict"].items() if key.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit its network: {' '.join(str(error).split())}") from error
-    data = config.get("datamodule", {})
+    chosen = find_device(device)  # before anything is read
+    return from_checkpoint(read_checkpoint(Path(path), trust), chosen, inference, max_pixels, network)
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    inference: Inference | None = None,
+    max_pixels: int | None = None,
+    network: nn.Module | None = None,
+) -> Predictor:
+    """As ``load``, of a checkpoint that is read already."""
+    data = checkpoint.groups["datamodule"]
     # our own recipes leave them at ImageNet's, which are the default
     transform = EvalTransform(**{key: data[key] for key in ("mean", "std") if data.get(key) is not None})
-    return Predictor(network, class_names, description["palette"], transform, inference, chosen, max_pixels)
+    return Predictor(
+        checkpoint.network(network),
+        checkpoint.class_names,
+        checkpoint.palette,
+        transform,
+        inference,
+        device,
+        max_pixels,
+    )
 
 
-def _build(config: Mapping[str, Any], num_classes: int, path: Path) -> nn.Module:
-    """What Hydra would build of the config's model, without its pretrained weights.
+def find_device(name: str) -> torch.device:
+    """A device by name; "auto" is a GPU where there is one.
 
-    Other targets are refused, not called: a checkpoint may come from anywhere.
+    Raises: UserError where it is not there.
     """
-    model, deform = dict(config["model"]), dict(config["model"].get("deform") or {})
-    for part, expected in ((model, "segdcn.models.build_deeplab"), (deform, "segdcn.models.Deform")):
-        target = part.pop("_target_", expected)
-        if target != expected:
-            raise ValueError(
-                f"{path} holds a network of {target}, not of {expected}: build it yourself and give it to"
-                " segdcn.load(path, network=NETWORK)"
-            )
-    model |= {"weights": None, "deform": None}
-    settings = [{key: _plain(value, config) for key, value in part.items()} for part in (model, deform)]
-    try:
-        return build_deeplab(**settings[0] | {"num_classes": num_classes, "deform": Deform(**settings[1])})
-    except TypeError as error:  # a key that this version does not know
-        raise ValueError(f"{path} describes a network that cannot be built here: {error}") from error
-
-
-def _plain(value: Any, config: Mapping[str, Any]) -> Any:
-    """A value of the config; ``${other.key}`` is looked up, which is all that an experiment of a user's may hold."""
-    while isinstance(value, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", value)):
-        found: Any = config
-        for key in reference[1].split("."):
-            if not isinstance(found, Mapping) or key not in found:
-                raise ValueError(f"the checkpoint's config refers to {value}, which it does not hold")
-            found = found[key]
-        value = found
-    return value
-
-
-def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

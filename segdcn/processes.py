@@ -6,9 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from segdcn.runs.folder import new_folder
 
 DIE_WITH_PARENT = "SEGDCN_DIE_WITH_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -39,23 +42,42 @@ def restarted() -> bool:
     return any(int(os.environ.get(f"{by}_RESTART_COUNT") or 0) > 0 for by in ("TORCHELASTIC", "SLURM"))
 
 
-def run_name() -> str:
-    """A name for a new run, the same on all its processes: date and time, in a SLURM step of several tasks its ids.
+def is_first() -> bool:
+    """Whether this is the first of the processes that share a run, from what their launcher tells them."""
+    variables = ["RANK", "LOCAL_RANK", "NODE_RANK"]
+    if _slurm_tasks() > 1:
+        variables.append("SLURM_PROCID")
+    return all(int(os.environ.get(name) or 0) == 0 for name in variables)
 
-    Processes that Lightning starts are told their run folder and do not ask. Those of torchrun, and nodes on which
-    the command is started by hand, take what the first one chose, from a store at MASTER_ADDR:MASTER_PORT.
 
-    Raises: torch.distributed.DistStoreError when the first process cannot be reached within five minutes.
+def new_run_folder(parent: Path) -> Path:
+    """A folder below ``parent`` for a new run, the same on all its processes and nobody else's.
+
+    Its name is date and time; under torchrun with the launcher's process id, in a SLURM step of several tasks the
+    step's ids, so that processes that are started again find it. Processes that Lightning starts are told their folder
+    and do not ask. Those of torchrun, and nodes on which the command is started by hand, take what the first one made,
+    from a store at MASTER_ADDR:MASTER_PORT.
+
+    Raises: torch.distributed.DistStoreError when the first process cannot be reached within five minutes; UserError,
+    one line, where the folder cannot be made.
     """
     variables = os.environ
+    if _slurm_tasks() > 1:
+        return parent / f"slurm_{variables['SLURM_JOB_ID']}_{variables['SLURM_STEP_ID']}"
     if "TORCHELASTIC_RUN_ID" in variables:
-        # the agent is as old as the run: workers that it restarts find their run folder again
-        return _name_of_first(_stamp(_started(os.getppid())), int(variables["RANK"]))
-    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return f"slurm_{variables['SLURM_JOB_ID']}_{variables['SLURM_STEP_ID']}"
-    by_hand = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= variables.keys() and "LOCAL_RANK" not in variables
-    own = _stamp(datetime.now())
-    return _name_of_first(own, int(variables["NODE_RANK"])) if by_hand else own
+        agent = os.getppid()
+        return Path(_of_first(lambda: str(parent / f"{_stamp(_started(agent))}_{agent}"), int(variables["RANK"])))
+    if {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"} <= variables.keys() and "LOCAL_RANK" not in variables:
+        return Path(_of_first(lambda: str(_claimed(parent)), int(variables["NODE_RANK"])))
+    return _claimed(parent)
+
+
+def _claimed(parent: Path) -> Path:
+    return new_folder(parent, _stamp(datetime.now()))
+
+
+def _slurm_tasks() -> int:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def _stamp(time: datetime) -> str:
@@ -72,8 +94,8 @@ def _started(pid: int) -> datetime:
         return datetime.now()
 
 
-def _name_of_first(own: str, rank: int) -> str:
-    """``own`` of the process with rank 0. Its server is the one that torch.distributed uses later on (multi-tenant)."""
+def _of_first(make: Callable[[], str], rank: int) -> str:
+    """What the process with rank 0 makes. Its server is the one that torch.distributed uses later on (multi-tenant)."""
     import torch.distributed as dist
 
     variables = os.environ
@@ -87,8 +109,9 @@ def _name_of_first(own: str, rank: int) -> str:
         multi_tenant=True,
     )
     _stores.append(store)
-    key = f"segdcn/run_name/{variables.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    key = f"segdcn/run_folder/{variables.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if rank == 0:
-        store.set(key, own)
-        return own
+        made = make()
+        store.set(key, made)
+        return made
     return str(store.get(key).decode())

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdcn import exchange
+from segdcn import MissingPackageError, exchange
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.stopwatch import reset_peak, resident_megabytes
 
@@ -51,7 +51,7 @@ def open_openvino(path: Path) -> exchange.Runner:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError('openvino is not installed here: pip install -e ".[openvino]"') from error
+        raise MissingPackageError('openvino is not installed here: pip install -e ".[openvino]"') from error
 
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     core = openvino.Core()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
+from segdcn import UserError
 from segdcn.evaluation import EvaluationResult, Evaluator
 from segdcn.optim import parameter_groups
 
@@ -24,9 +26,11 @@ Batch = dict[str, Any]
 class SegmentationTask(pl.LightningModule):
     """Trains and evaluates ``network``; everything it needs is passed in, nothing is looked up.
 
-    network: image (N, 3, H, W) → logits (N, K, H, W); with ``with_auxiliary=True`` also the auxiliary logits.
+    network: image (N, 3, H, W) → logits (N, K, H, W); one with an ``auxiliary`` head gives its logits as well, when
+        called with ``with_auxiliary=True``.
     loss: logits, label → scalar.
-    optimizer: parameter groups → Optimizer.  schedule: optimizer, total_steps → LRScheduler, stepped per iteration.
+    optimizer: parameter groups → Optimizer.  schedule: optimizer, total_steps (None where the training's length is not
+        known) → LRScheduler, stepped per iteration. Only a training needs them.
     description: plain values saved in each checkpoint, from which ``segdcn-evaluate`` rebuilds the run.
     evaluator: how validation and test predict and count; whole images at their own size unless one is set.
     result: of the last validation or test, with full precision (Lightning logs float32).
@@ -36,9 +40,9 @@ class SegmentationTask(pl.LightningModule):
         self,
         network: nn.Module,
         loss: nn.Module,
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
-        schedule: Callable[..., LRScheduler],
         class_names: Sequence[str],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
+        schedule: Callable[..., LRScheduler] | None = None,
         backbone_lr_mult: float = 1.0,
         offset_lr_mult: float = 0.1,
         auxiliary_weight: float = 0.4,
@@ -50,7 +54,7 @@ class SegmentationTask(pl.LightningModule):
         self.loss = loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.class_names = list(class_names)
+        self.class_names = [str(name) for name in class_names]
         self.backbone_lr_mult = backbone_lr_mult
         self.offset_lr_mult = offset_lr_mult
         self.auxiliary_weight = auxiliary_weight
@@ -74,21 +78,43 @@ class SegmentationTask(pl.LightningModule):
         random.seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits, auxiliary = self.network(batch["image"], with_auxiliary=True)
-        loss: Tensor = self.loss(logits, batch["label"])
-        if auxiliary is not None:
-            loss = loss + self.auxiliary_weight * self.loss(auxiliary, batch["label"])
+        if getattr(self.network, "auxiliary", None) is None:
+            logits = self.network(batch["image"])
+            loss: Tensor = self.loss(logits, batch["label"])
+        else:
+            logits, auxiliary = self.network(batch["image"], with_auxiliary=True)
+            loss = self.loss(logits, batch["label"]) + self.auxiliary_weight * self.loss(auxiliary, batch["label"])
         if batch_idx == 0:
             self.train_loss.reset()
         self.train_loss.update(loss.detach(), weight=len(logits))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(logits))
         return loss
 
+    def on_train_start(self) -> None:
+        # With max_steps Lightning takes a checkpoint of an epoch's end for one within it, and would end that epoch once
+        # more, without a batch.
+        loop = self.trainer.fit_loop
+        if loop.restarted_on_epoch_end:
+            loop.epoch_progress.increment_completed()
+            loop.reset_restart_stage()
+            loop.epoch_loop.restarting = False
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # The last weights are validated too, wherever the training ends: Lightning would leave them out within an
+        # epoch, and in one that check_val_every_n_epoch passes over.
+        if training_ends(self.trainer):
+            self.trainer.should_stop = True
+            if self.trainer.check_val_every_n_epoch is not None:
+                self.trainer.check_val_every_n_epoch = 1
+
     def configure_optimizers(self) -> Any:
+        if self.optimizer_factory is None or self.schedule_factory is None:
+            raise UserError("a training needs an optimizer and a schedule: SegmentationTask was given none")
         optimizer = self.optimizer_factory(parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_mult"]
-        schedule = self.schedule_factory(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        schedule = self.schedule_factory(optimizer, total_steps=None if math.isinf(steps) else int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # --- evaluation -------------------------------------------------------------------------------------------
@@ -107,8 +133,12 @@ class SegmentationTask(pl.LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         logits, label = self.evaluator.update(self.network, batch)
-        # weighted by labelled pixels, so that the mean is over pixels whatever the batches hold
-        self.mean_loss.update(self.loss(logits, label), weight=(label != self.evaluator.metrics.ignore_index).sum())
+        # image by image, weighted by labelled pixels: a loss that weighs or chooses pixels depends on what it is given
+        # together, and the figure must not depend on how many images a batch holds
+        for n in range(len(label)):
+            truth = label[n : n + 1]
+            labelled = (truth != self.evaluator.metrics.ignore_index).sum()
+            self.mean_loss.update(self.loss(logits[n : n + 1], truth), weight=labelled)
 
     def _log_evaluation(self, stage: str) -> None:
         """All figures are over the whole split, summed over processes before anything is divided."""
@@ -124,3 +154,15 @@ class SegmentationTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["segdcn"] = self.description
+
+
+def training_ends(trainer: pl.Trainer) -> bool:
+    """Whether the batch that was trained last is the last of the run; asked in ``on_train_batch_end``."""
+    if trainer.should_stop:  # by max_time, for example
+        met = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+        if met:
+            return True
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+    return trainer.is_last_batch and 0 <= epochs <= trainer.current_epoch + 1

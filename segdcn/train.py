@@ -2,83 +2,79 @@
 
 from __future__ import annotations
 
+import math
 import signal
-import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 
-from segdcn.assembly import (
-    CONFIG_PATH,
+from segdcn import UserError
+from segdcn.commands.compose import (
     build_datamodule,
     build_dataset,
     build_evaluator,
     build_task,
     build_trainer,
-    one_line_errors,
+    freely,
+    may_change_on_resume,
     quiet_libraries,
     resumed,
 )
-from segdcn.processes import die_with_parent, restarted
+from segdcn.commands.entry import console_script
+from segdcn.drawing.decoration import decoration
+from segdcn.processes import die_with_parent, is_first, new_run_folder, restarted
+from segdcn.runs.folder import owned, reporting, run_folder_of, shown, write_json, write_text
+from segdcn.runs.overrides import split_override
 
 
 def train(config: DictConfig) -> float:
-    """Train what ``config`` describes into ``config.output_dir``; returns the best checkpoint's val mIoU."""
-    from pytorch_lightning import seed_everything
-    from pytorch_lightning.utilities import rank_zero_only
+    """Train what ``config`` describes into ``config.output_dir``; returns the best checkpoint's val mIoU.
 
-    from segdcn.callbacks import training_seconds
-    from segdcn.evaluation.summary import summarize
-    from segdcn.models import deformable_layers
+    NaN where nothing was validated.
+    """
+    from pytorch_lightning import seed_everything
+
+    from segdcn.callbacks import FiguresFile, training_seconds
+    from segdcn.drawing.figures import print_figures
     from segdcn.models.cost import network_cost
-    from segdcn.run_folder import environment, find_checkpoint, shown, write_json, write_text
+    from segdcn.runs.environment import environment
 
     run = Path(config.output_dir)
-    # known from the environment, before there is a Trainer
-    first_process = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if first_process and not config.resume and not restarted() and (run / "config.yaml").exists():
-        raise ValueError(
-            f"{shown(run)} holds a run already: continue it with resume={shown(run)} or choose another output_dir"
-        )
+    if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
+        raise UserError(f"seed must be a number from 0 to {2**32 - 1}, got {config.seed}")
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
-    task.evaluator = build_evaluator(config.get("protocol", "native"), dataset, "val")  # older runs name none
-    trainer = build_trainer(config)
+    task.evaluator = build_evaluator(config.protocol, dataset, "val")
+    facts: dict[str, Any] = {"seed": config.seed}
+    trainer = build_trainer(config, FiguresFile(run, facts))
     if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
-        raise ValueError("trainer.sync_batchnorm=true works on GPUs only: on CPUs set trainer.sync_batchnorm=false")
+        raise UserError("trainer.sync_batchnorm=true works on GPUs only: on CPUs set trainer.sync_batchnorm=false")
     # of a crop, or of one image where training sees whole ones
     height, width = config.datamodule.crop_size or dataset.split("val")[0].label.shape
-    cost = network_cost(task.network, (height, width))
+    facts |= network_cost(task.network, (height, width)) | _images_per_step(config, trainer)
 
     if trainer.is_global_zero:
-        images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
-        print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
-        print(
-            f"network  {config.model.backbone}, {config.model.head} head, output stride {config.model.output_stride}, "
-            f"{cost['parameters'] / 1e6:.2f} M parameters"
-        )
-        print(f"         deformable: {', '.join(deformable_layers(task.network)) or 'no layer'}")
-        print(f"batch    {_batch(config, trainer)}")
-        print(
-            f"run      {shown(run)}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""),
-            flush=True,
-        )
+        _introduce(config, dataset, task.network, facts)
         if not config.resume:
             write_text(run / "config.yaml", OmegaConf.to_yaml(config))
             write_json(run / "environment.json", environment(config.seed))
 
     try:
         trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
-        cost["training_seconds"] = training_seconds(trainer)  # before validation reads the best checkpoint's
-        checkpoint = run / "checkpoints" / "best.ckpt"
-        if not checkpoint.exists():  # no epoch of this run was validated
-            checkpoint = find_checkpoint(run)
+        if trainer.fast_dev_run:
+            print(f"trainer.fast_dev_run: {trainer.max_steps} step(s) trained and validated, nothing is kept")
+            return math.nan
+        facts["training_seconds"] = training_seconds(trainer)  # before validation reads the best checkpoint's
+        checkpoint = _kept_checkpoint(run)
+        facts["checkpoint"] = None if checkpoint is None else checkpoint.name
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     except SystemExit as end:  # Lightning's answer to Ctrl-C, and StopOnSignal's: 128 and the signal's number
         if trainer.is_global_zero:
@@ -87,63 +83,137 @@ def train(config: DictConfig) -> float:
         raise
 
     if trainer.is_global_zero:
-        cost["seconds_per_image"] = task.result.seconds_per_image
-        facts = {**task.evaluator.describe(), "checkpoint": checkpoint.name, "seed": config.seed, **cost}
-        summarize(task.result, "val", dataset.class_names, facts, run / "metrics.json")
+        if task.result is None:
+            write_json(run / "metrics.json", {"val/miou": None, "split": "val", "images": 0, **facts})
+            print("trainer.limit_val_batches=0: nothing was validated, so there are no figures")
+        else:
+            with decoration("table", f"the figures are in {shown(run)}/metrics.json"):
+                print_figures(task.result, "val", dataset.class_names, facts)
         if config.get("paper_miou") is not None:
             print(f"published for this setting: mean IoU {config.paper_miou:.2f}")
-        pictures = f", pictures in {shown(run)}/panels" if config.callbacks.panels else ""
+        pictures = f", pictures in {shown(run)}/panels" if (run / "panels").is_dir() else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
-        if config.get("report", True) and not (run.parent / "sweep.json").exists():  # older runs name none
-            _report(run, dataset)
-        print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
-    return float(task.result.figures["val/miou"])
+        if config.report and not (run.parent / "sweep.json").exists():
+            with decoration("report", f"segdcn-report {shown(run)} tries again"):
+                _report(run, dataset)
+        if checkpoint is not None:
+            print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
+    return math.nan if task.result is None else float(task.result.figures["val/miou"])
+
+
+def _introduce(config: DictConfig, dataset: Any, network: Any, facts: dict[str, Any]) -> None:
+    """What is trained on what, in a few lines."""
+    from segdcn.models import deformable_layers
+
+    images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
+    print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+    print(f"network  {_in_words(config.model)}, {facts['parameters'] / 1e6:.2f} M parameters")
+    print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
+    print(f"batch    {_batch(config, facts['images_per_step'])}")
+    run = shown(config.output_dir)
+    print(f"run      {run}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""), flush=True)
+
+
+def _in_words(model: DictConfig) -> str:
+    """A network of ours by its parts, another one by its class."""
+    if "backbone" in model and "head" in model:
+        return f"{model.backbone}, {model.head} head, output stride {model.get('output_stride')}"
+    return str(model._target_)
+
+
+def _images_per_step(config: DictConfig, trainer: Any) -> dict[str, Any]:
+    """How many images one step of the optimizer sees, and how many the recipe's protocol has."""
+    images = config.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return {"images_per_step": images, "images_per_step_of_recipe": config.images_per_step}
+
+
+def _batch(config: DictConfig, images: int) -> str:
+    """What makes a step, how far it goes, and whether the recipe means another one."""
+    batch, accumulated = config.datamodule.batch_size, config.trainer.get("accumulate_grad_batches") or 1
+    parts = [f"{batch} images"]
+    for number, what in ((images // (batch * accumulated), "devices"), (accumulated, "accumulated")):
+        if number > 1:
+            parts.append(f"{number} {what}")
+    total = f" = {images} per step" if len(parts) > 1 else ""
+    rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
+    factors = (("backbone", config.task.backbone_lr_mult), ("offsets", config.task.offset_lr_mult))
+    told = [f"{name} x {factor:g}" for name, factor in factors if factor != 1]
+    line = " x ".join(parts) + f"{total}{rate}" + (f" ({', '.join(told)})" if told else "")
+    if config.images_per_step in (None, images):
+        return line
+    return (
+        f"{line}\nnote     the recipe's protocol has {config.images_per_step} images per step, this run {images}:"
+        " trainer.devices x datamodule.batch_size x trainer.accumulate_grad_batches"
+    )
+
+
+def _kept_checkpoint(run: Path) -> Path | None:
+    """The one that the figures are of: the best, the last where no epoch was validated; None where none is kept."""
+    kept = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in kept if path.is_file()), None)
 
 
 def _report(run: Path, dataset: Any) -> None:
-    """report.html in the run folder; whatever goes wrong with it, the training is finished."""
-    from segdcn.run_folder import shown
+    from segdcn.report.contents import report_run
 
-    try:
-        from segdcn.report.contents import report_run
-
-        page = report_run(run, lambda _: dataset, budget=None)
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: no report: {reason}; segdcn-report {shown(run)} tries again", file=sys.stderr)
-    else:
-        print(f"report in {shown(page)}")
+    page = report_run(run, lambda _: dataset, budget=None, trust=True)
+    print(f"report in {shown(page)}")
 
 
-def _batch(config: DictConfig, trainer: Any) -> str:
-    """How many images one step sees, and how far it goes."""
-    images = config.datamodule.batch_size
-    parts = [f"{images} images"]
-    for number, what in ((trainer.world_size, "devices"), (trainer.accumulate_grad_batches, "accumulated")):
-        if number > 1:
-            parts.append(f"{number} {what}")
-            images *= number
-    total = f" = {images} per step" if len(parts) > 1 else ""
-    rate = f"learning rate {config.optimizer.lr:g}"
-    backbone, offsets = config.task.backbone_lr_mult, config.task.offset_lr_mult
-    factors = [f"{name} x {factor:g}" for name, factor in (("backbone", backbone), ("offsets", offsets)) if factor != 1]
-    return " x ".join(parts) + f"{total}, {rate}" + (f" ({', '.join(factors)})" if factors else "")
+@contextmanager
+def _in_run_folder(config: DictConfig) -> Iterator[None]:
+    """``config.output_dir`` set to the folder of this run, which no other run has.
+
+    The first of its processes makes and locks it. The others that Lightning starts are told it as ``hydra.run.dir``.
+    """
+    last = Path("checkpoints", "last.ckpt")
+    hydra = HydraConfig.get()
+    first = is_first()
+    with ExitStack() as stack:
+        if config.resume:
+            folder = run_folder_of(Path(config.resume))
+        elif hydra.run.dir != ".":
+            folder = Path(hydra.run.dir)
+        elif config.trainer.get("fast_dev_run"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="segdcn-")))
+        elif config.output_dir:
+            folder = Path(config.output_dir)
+        else:
+            folder = new_run_folder(Path("runs", config.name))
+        folder = folder.absolute()
+        if first:
+            stack.enter_context(owned(folder))
+        again = bool(config.resume) or restarted()
+        if first and not again and (folder / "config.yaml").exists():
+            raise UserError(
+                f"{shown(folder)} holds a run already: continue it with resume={shown(folder)} or choose another"
+                " output_dir"
+            )
+        if restarted() and not config.resume and (folder / last).exists():  # the same command again: it goes on
+            config.resume = str(folder / last)
+        with flag_override(cast(DictConfig, hydra), ["readonly", "struct"], False):
+            hydra.run.dir = str(folder)
+        config.output_dir = str(folder)
+        with reporting(folder, first):
+            yield
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="train")
-@one_line_errors
+def _for_a_resume(overrides: list[str]) -> list[str]:
+    """A resumed run's config may have keys that the default one, which Hydra composes, has not."""
+    resumes = any(split_override(override)[0] == "resume" for override in overrides)
+    return freely(may_change_on_resume)(overrides) if resumes else overrides
+
+
+@console_script("train", _for_a_resume)
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     die_with_parent()
     quiet_libraries()
     if config.resume:
         config = resumed(config, list(HydraConfig.get().overrides.task))
-    config.output_dir = HydraConfig.get().runtime.output_dir
-    last = Path(config.output_dir) / "checkpoints" / "last.ckpt"
-    if restarted() and not config.resume and last.exists():  # the same command again: it goes on
-        config.resume = str(last)
     config.name = str(config.name)  # resolved once: a resumed run no longer knows Hydra's choices
-    return train(config)
+    with _in_run_folder(config):
+        return train(config)
 
 
 if __name__ == "__main__":

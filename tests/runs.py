@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
 
-from segdcn.assembly import CONFIG_PATH
+from segdcn.commands.compose import CONFIG_PATH
 
 # Four steps an epoch, a crop that is not square, dropout in the head.
 SMALL = (

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from runs import BARE, compose, make_camvid
 from torch import nn
 
-from segdcn.assembly import CONFIG_PATH
+from segdcn.commands.compose import CONFIG_PATH
 from segdcn.models import deformable_layers
 from segdcn.train import train
 

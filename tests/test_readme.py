@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from runs import compose
 
-from segdcn.assembly import CONFIG_PATH
 from segdcn.benchmark import parse_arguments
+from segdcn.commands.compose import CONFIG_PATH
 from segdcn.report.__main__ import parse_arguments as parse_report_arguments
 from segdcn.sweep.__main__ import parse_arguments as parse_sweep_arguments
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segdcn import UserError
 from segdcn.analysis.layers import LayerCall
 
 
@@ -18,7 +19,7 @@ def effective_dilation(call: LayerCall) -> Tensor:
     Source: Dai et al. 2017, section 4.2.
     """
     if call.kernel_size == (1, 1):
-        raise ValueError(f"{call.name} has a single kernel point, so it has no dilation")
+        raise UserError(f"{call.name} has a single kernel point, so it has no dilation")
     n, groups, _, _, out_h, out_w = call.taps.shape
     grid = call.taps.reshape(n, groups, *call.kernel_size, 2, out_h, out_w)
     down = (grid[:, :, 1:] - grid[:, :, :-1]).square().sum(dim=4).sqrt().flatten(2, 3)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from segdcn import UserError
 from segdcn.models import deformable_layers
 from segdcn.ops import DeformConv2d, kernel_points
 
@@ -94,10 +95,10 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
         ValueError: network in training mode, or no layer to look at.
     """
     if network.training:
-        raise ValueError("record needs network.eval(): in training mode a run would change the statistics")
+        raise UserError("record needs network.eval(): in training mode a run would change the statistics")
     layers = last_layers(network) if layers is None else layers
     if not layers:
-        raise ValueError("the network has no 3x3 convolutions, so there are no sampling points to show")
+        raise UserError("the network has no 3x3 convolutions, so there are no sampling points to show")
     calls: list[LayerCall] = []
     hooks = [_watch(name, layer, calls) for name, layer in layers.items()]
     try:
@@ -112,9 +113,7 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
 def _watch(name: str, layer: nn.Module, calls: list[LayerCall]) -> RemovableHandle:
     """A hook that adds each pass through the layer to ``calls``."""
     if not (isinstance(layer, DeformConv2d) or _is_plain(layer)):
-        raise ValueError(
-            f"{name} is a {type(layer).__name__}: only DeformConv2d and zero-padded nn.Conv2d are followed"
-        )
+        raise UserError(f"{name} is a {type(layer).__name__}: only DeformConv2d and zero-padded nn.Conv2d are followed")
     padding = cast(Pair, layer.padding)
     settings = (_pair(layer.kernel_size), _pair(layer.stride), _pair(padding), _pair(layer.dilation))
 

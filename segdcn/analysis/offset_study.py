@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from segdcn import UserError
 from segdcn.analysis.effective_dilation import effective_dilation
 from segdcn.analysis.layers import LayerCall, record
 from segdcn.analysis.objects import box_sides, box_under, cell_centres, object_boxes
@@ -65,9 +66,9 @@ def study_offsets(
     """
     unknown = [name for name in object_classes if name not in class_names]
     if unknown:
-        raise ValueError(f"objects: there is no class {unknown[0]!r}, only {', '.join(class_names)}")
+        raise UserError(f"objects: there is no class {unknown[0]!r}, only {', '.join(class_names)}")
     if object_sizes is not None and (len(object_sizes) != 2 or not 0 < object_sizes[0] <= object_sizes[1]):
-        raise ValueError(f"object_sizes must be two sides in pixels that grow, such as [96,224], got {object_sizes}")
+        raise UserError(f"object_sizes must be two sides in pixels that grow, such as [96,224], got {object_sizes}")
     countable = [class_names.index(name) for name in object_classes]
     layers: dict[str, _LayerSums] = {}
     sides: list[Floats] = []
@@ -78,7 +79,7 @@ def study_offsets(
             sums = layers.setdefault(call.name, _LayerSums(call, len(class_names)))
             sums.add(call, sample.label, boxes, countable)
     if not sides:
-        raise ValueError("there is no image to study")
+        raise UserError("there is no image to study")
     every = np.concatenate(sides)
     thresholds = _thirds(every) if object_sizes is None else [float(side) for side in object_sizes]
     size = np.zeros(len(every), np.int64)
@@ -113,7 +114,7 @@ class _LayerSums:
 
     def add(self, call: LayerCall, label: NDArray[Any], boxes: NDArray[np.int64], countable: Sequence[int]) -> None:
         if not torch.isfinite(call.taps).all():
-            raise ValueError(f"the offsets of layer {call.name} are not finite: the network has not been trained well")
+            raise UserError(f"the offsets of layer {call.name} are not finite: the network has not been trained well")
         length = call.offset_lengths().flatten().double()
         self.lengths += torch.bincount((length / BIN).long().clamp(max=LONGEST - 1), minlength=LONGEST).numpy()
         self.length_sum += float(length.sum())

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segdcn import UserError
+
 
 def effective_receptive_field(network: nn.Module, image: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:
     """How much each image pixel moves the score of the class that is predicted at a chosen pixel.
@@ -30,13 +32,13 @@ def effective_receptive_field(network: nn.Module, image: Tensor, pixels: Sequenc
     Source: Luo et al. 2016, section 2; Zhu et al. 2019 (DCNv2), section 2.
     """
     if image.ndim != 4 or len(image) != 1:
-        raise ValueError(f"effective_receptive_field needs one image (1, 3, H, W), got {tuple(image.shape)}")
+        raise UserError(f"effective_receptive_field needs one image (1, 3, H, W), got {tuple(image.shape)}")
     if network.training:
-        raise ValueError("effective_receptive_field needs network.eval()")
+        raise UserError("effective_receptive_field needs network.eval()")
     height, width = image.shape[2:]
     for row, col in pixels:
         if not (0 <= row < height and 0 <= col < width):
-            raise ValueError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
+            raise UserError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
     # weights as constants: nothing is computed for them, and the network is left as it is
     constants = {name: value.detach() for name, value in network.named_parameters()}
     with torch.enable_grad():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from segdcn import UserError
 from segdcn.analysis.layers import LayerCall, record
 
 
@@ -30,9 +31,9 @@ def sampling_points(
         ValueError: no 3x3 layer, network in training mode, pixel outside the image, wrong shape.
     """
     if image.ndim != 4 or len(image) != 1:
-        raise ValueError(f"sampling_points needs one image (1, 3, H, W), got {tuple(image.shape)}")
+        raise UserError(f"sampling_points needs one image (1, 3, H, W), got {tuple(image.shape)}")
     if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+        raise UserError(f"layers must be at least 1, got {layers}")
     calls = record(network, image)[-layers:]
     return [trace(calls, pixel, (image.shape[2], image.shape[3])) for pixel in pixels]
 
@@ -60,7 +61,7 @@ def trace(calls: Sequence[LayerCall], pixel: tuple[int, int], image_size: tuple[
     row, col = pixel
     height, width = image_size
     if not (0 <= row < height and 0 <= col < width):
-        raise ValueError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
+        raise UserError(f"pixel (row {row}, col {col}) lies outside the image of {height} x {width} pixels")
     layers = chain(calls)
     points = _rescale(torch.tensor([pixel]), image_size, layers[0].output_size).round()  # the unit over the pixel
     depths = []

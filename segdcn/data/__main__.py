@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from segdcn.assembly import CONFIG_PATH, build_dataset, one_line_errors
+from segdcn.commands.compose import build_dataset
+from segdcn.commands.entry import console_script
 
 USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (the same as python -m segdcn.data check ...)
 
 reads every file of a data set and reports what would go wrong in a training; segdcn-data check --help says more"""
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name="check")
-@one_line_errors
+@console_script("check")
 def check(config: DictConfig) -> None:
     """Print tables, notes and problems; exit status 1 if there are problems."""
     from rich.console import Console

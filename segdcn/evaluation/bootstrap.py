@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from segdcn import UserError
 from segdcn.evaluation.metrics import mean_iou
 
 RESAMPLES = 1000
@@ -41,7 +42,7 @@ def bootstrap_difference(
     Raises: ValueError where images or classes differ in number.
     """
     if counts.shape != other.shape:
-        raise ValueError(f"counts of the same images and classes are compared, got {counts.shape} and {other.shape}")
+        raise UserError(f"counts of the same images and classes are compared, got {counts.shape} and {other.shape}")
     one, two = (mean_iou(_resampled(each, seed), absent_is_zero) for each in (counts, other))
     low, high = _interval(one - two).tolist()
     return low, high

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segdcn.run_folder import write_bytes
+from segdcn import MissingFileError, UserError
+from segdcn.runs.folder import write_bytes
 
 COUNTS_FILE = "counts.npz"  # beside metrics.json
 
@@ -61,14 +62,14 @@ def read_counts(path: Path) -> Counts:
     Raises: FileNotFoundError, or ValueError when it is damaged or its parts do not fit; one line each.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no pixel counts at {path}: segdcn-evaluate writes them")
+        raise MissingFileError(f"no pixel counts at {path}: segdcn-evaluate writes them")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names, class_names = ([str(name) for name in arrays[key]] for key in ("names", "class_names"))
             images, confusion = (torch.from_numpy(arrays[key].astype(np.int64)) for key in ("images", "confusion"))
     except Exception as error:  # a damaged archive raises many kinds: zip, zlib, key, value
-        raise ValueError(f"{path} cannot be read: it is damaged ({type(error).__name__}); evaluate again") from error
+        raise UserError(f"{path} cannot be read: it is damaged ({type(error).__name__}); evaluate again") from error
     n, k = len(names), len(class_names)
     if images.shape != (n, 3, k) or confusion.shape != (k, k):
-        raise ValueError(f"{path} does not fit together: {n} images, {k} classes, counts {tuple(images.shape)}")
+        raise UserError(f"{path} does not fit together: {n} images, {k} classes, counts {tuple(images.shape)}")
     return Counts(names, class_names, images, confusion)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from segdcn import UserError
+
 Network: TypeAlias = Callable[[Tensor], Tensor]
 Size: TypeAlias = tuple[int, int]
 
@@ -40,16 +42,14 @@ class Inference:
 
     def __post_init__(self) -> None:
         if not isinstance(self.scales, Sequence) or not self.scales or min(self.scales) <= 0:
-            raise ValueError(
-                f"inference.scales must be a list of positive factors of the image size, got {self.scales}"
-            )
+            raise UserError(f"inference.scales must be a list of positive factors of the image size, got {self.scales}")
         if self.window is None:
             if self.stride is not None:
-                raise ValueError("inference.stride needs inference.window=[HEIGHT,WIDTH]")
+                raise UserError("inference.stride needs inference.window=[HEIGHT,WIDTH]")
             return
         pairs = (self.window, self.window if self.stride is None else self.stride)
         if not all(map(_is_size, pairs)) or any(step > side for side, step in zip(*pairs, strict=True)):
-            raise ValueError(
+            raise UserError(
                 "inference.window and inference.stride must be [HEIGHT,WIDTH] in pixels, and no stride longer than"
                 f" its window, which would leave gaps; got {self.window} and {self.stride}"
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from segdcn import UserError
 from segdcn.evaluation.metrics import SegmentationMetrics
 
 # Mean pixels of an instance of each class that has instances (args.avgClassSize of the official evaluator)
@@ -138,8 +139,8 @@ def read_instances(path: Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as image:
             instances = torch.from_numpy(np.asarray(image).astype(np.int64))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise ValueError(f"{path} cannot be read as an instance map, unpack it again: {error}") from error
+        raise UserError(f"{path} cannot be read as an instance map, unpack it again: {error}") from error
     if instances.shape != size:
         got, wanted = ("x".join(map(str, shape)) for shape in (instances.shape, size))
-        raise ValueError(f"{path} is {got} pixels (height x width) but its image is {wanted}: unpack it again")
+        raise UserError(f"{path} is {got} pixels (height x width) but its image is {wanted}: unpack it again")
     return instances

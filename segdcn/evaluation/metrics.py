@@ -10,6 +10,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from segdcn import UserError
+
 
 def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
     """How often each (truth, prediction) pair of classes occurs, as one ``bincount``.
@@ -25,13 +27,13 @@ def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_inde
         ValueError: shapes differ, values are not integers, or a value is out of range.
     """
     if prediction.shape != label.shape or label.ndim != 3:
-        raise ValueError(
+        raise UserError(
             "metrics need a prediction and a label (N, H, W) of the same size,"
             f" got {tuple(prediction.shape)} and {tuple(label.shape)}"
         )
     for name, values in (("prediction", prediction), ("label", label)):
         if values.is_floating_point():
-            raise ValueError(f"{name} must hold integer class numbers, got {values.dtype}: take the argmax first")
+            raise UserError(f"{name} must hold integer class numbers, got {values.dtype}: take the argmax first")
     if label.numel() == 0:
         return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=label.device)
 
@@ -104,7 +106,7 @@ class SegmentationMetrics(Metric):
         # The matrix may change without an update (merged, summed over processes), so results are not cached.
         super().__init__(compute_with_cache=False)
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+            raise UserError(f"num_classes must be at least 2, got {num_classes}")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.absent_is_zero = absent_is_zero

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from segdcn import UserError
 from segdcn.evaluation.inference import Size, resize
 
 
@@ -163,11 +164,11 @@ def get_protocol(name: str, num_classes: int) -> EvaluationProtocol:
     named = [protocol for protocol in _PROTOCOLS if protocol.name == name]
     if not named:
         names = ", ".join(dict.fromkeys(protocol.name for protocol in _PROTOCOLS))
-        raise ValueError(f"protocol must be one of {names}, got {name!r}")
+        raise UserError(f"protocol must be one of {names}, got {name!r}")
     for protocol in named:
         if protocol.num_classes in (None, num_classes):
             return protocol
     wanted = " or ".join(str(protocol.num_classes) for protocol in named)
-    raise ValueError(
+    raise UserError(
         f"protocol={name} is defined for {wanted} classes, but the data set has {num_classes}: use protocol=native"
     )

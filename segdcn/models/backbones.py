@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from segdcn import MissingFileError, UserError
 from segdcn.models.weights import load_strictly, read_state_dict, torchvision_imagenet_file
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -123,15 +124,15 @@ def build_backbone(
     Source: Dai et al. 2017, section 2.3 (stride 32 -> 16); Chen et al. 2017 (DeepLabv3), section 3.1.
     """
     if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+        raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}")
     if torchvision_dilation and name not in ("resnet50", "resnet101", "resnet152"):
-        raise ValueError(f"torchvision_dilation needs resnet50, resnet101 or resnet152, got {name}")
+        raise UserError(f"torchvision_dilation needs resnet50, resnet101 or resnet152, got {name}")
     if name.startswith("timm/"):
         return _build_timm(name.removeprefix("timm/"), output_stride, weights)
     if name == "resnet_tiny":
         return _build_resnet_tiny(output_stride, weights)
     if name not in BACKBONES:
-        raise ValueError(f"no backbone {name!r}; there are {', '.join(_closest_first(name, BACKBONES))} and timm/NAME")
+        raise UserError(f"no backbone {name!r}; there are {', '.join(_closest_first(name, BACKBONES))} and timm/NAME")
 
     whole = torchvision.models.get_model(name, weights=None)
     if name == "mobilenet_v2":
@@ -192,7 +193,7 @@ def _build_resnet_tiny(output_stride: int, weights: str | None) -> ResNet:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     if weights == "imagenet":
-        raise ValueError("resnet_tiny has no ImageNet weights; set model.weights=null or a path")
+        raise UserError("resnet_tiny has no ImageNet weights; set model.weights=null or a path")
     if weights is not None:
         load_strictly(backbone, read_state_dict(weights), weights)
     return backbone
@@ -209,27 +210,27 @@ def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackb
     try:
         import timm
     except ImportError as error:
-        raise ValueError(f'backbone timm/{name} needs timm: pip install "segdcn[timm]"') from error
+        raise UserError(f'backbone timm/{name} needs timm: pip install "segdcn[timm]"') from error
     if not timm.is_model(name):
         known = ", ".join(_closest_first(name, timm.list_models())[:5])
-        raise ValueError(f"timm has no network {name!r}; the closest names are {known}")
+        raise UserError(f"timm has no network {name!r}; the closest names are {known}")
     try:
         with _warnings_off("timm", "huggingface_hub"):
             network: Any = timm.create_model(
                 name, pretrained=weights == "imagenet", features_only=True, output_stride=output_stride
             )
     except OSError as error:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"weights of timm/{name} are not in the local Hugging Face cache and their download failed; "
             "set model.weights=PATH to a local state dict, or null"
         ) from error
     except (TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"timm/{name} gives no features at output_stride {output_stride}: {reason}") from error
+        raise UserError(f"timm/{name} gives no features at output_stride {output_stride}: {reason}") from error
 
     channels, strides = network.feature_info.channels(), network.feature_info.reduction()
     if strides[-1] != output_stride or 4 not in strides:
-        raise ValueError(
+        raise UserError(
             f"timm/{name} has feature maps at strides {strides}; stride 4 and output_stride {output_stride} are needed"
         )
     low = len(strides) - 1 - strides[::-1].index(4)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
+from segdcn import UserError
 from segdcn.models.backbones import Backbone, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
@@ -87,13 +88,13 @@ def build_deeplab(
     """
     deform = deform or Deform()
     if head not in HEADS:
-        raise ValueError(f"head must be paper, aspp or v3plus, got {head!r}")
+        raise UserError(f"head must be paper, aspp or v3plus, got {head!r}")
     if num_classes < 2:
-        raise ValueError(f"num_classes must be 2 or more, got {num_classes}")
+        raise UserError(f"num_classes must be 2 or more, got {num_classes}")
     if head_channels is not None and head_channels < 1:
-        raise ValueError(f"head_channels must be positive, got {head_channels}")
+        raise UserError(f"head_channels must be positive, got {head_channels}")
     if deform.layers < 0 or deform.offset_groups < 1:
-        raise ValueError(
+        raise UserError(
             "deform.layers must be 0 or more and deform.offset_groups 1 or more, "
             f"got {deform.layers} and {deform.offset_groups}"
         )
@@ -147,6 +148,6 @@ def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Te
     for key, value in state_dict.items():
         old = next((prefix for prefix in names if key.startswith(prefix)), None)
         if old is None:
-            raise ValueError(f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101")
+            raise UserError(f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101")
         renamed[names[old] + key.removeprefix(old)] = value
     return renamed

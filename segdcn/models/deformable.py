@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from segdcn import UserError
 from segdcn.ops import DeformConv2d
 
 
@@ -25,7 +26,7 @@ def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, 
     """
     searched, found = _convolutions_3x3(network)
     if not 0 <= last <= len(found):
-        raise ValueError(
+        raise UserError(
             f"cannot make the last {last} 3x3 convolutions deformable: the network has {len(found)} that are "
             f"not yet; ask for 0 to {len(found)} (model.deform.layers)"
         )
@@ -52,7 +53,7 @@ def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list
     """
     _, found = _convolutions_3x3(network)
     if dilation < 1 or not 0 <= last <= len(found):
-        raise ValueError(
+        raise UserError(
             f"cannot set dilation {dilation} on the last {last} 3x3 convolutions: it must be 1 or more, and the "
             f"network has {len(found)} of them"
         )
@@ -99,8 +100,8 @@ def _undeformed(layer: DeformConv2d) -> nn.Conv2d:
 def _deformed(name: str, conv: nn.Conv2d, modulated: bool, offset_groups: int) -> DeformConv2d:
     # A subclass may compute something else: other padding (timm's Conv2dSame), standardised weights, ...
     if type(conv) is not nn.Conv2d:
-        raise ValueError(f"cannot make {name} deformable: it is a {type(conv).__name__}, not a plain nn.Conv2d")
+        raise UserError(f"cannot make {name} deformable: it is a {type(conv).__name__}, not a plain nn.Conv2d")
     try:
         return DeformConv2d.from_conv(conv, modulated=modulated, offset_groups=offset_groups)
     except ValueError as error:
-        raise ValueError(f"cannot make {name} deformable: {error}") from error
+        raise UserError(f"cannot make {name} deformable: {error}") from error

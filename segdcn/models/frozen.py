@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from segdcn import UserError
 from segdcn.models.backbones import Backbone
 
 
@@ -56,7 +57,7 @@ def freeze_batch_norm(network: nn.Module, parts: Sequence[str] = ("",)) -> list[
     for name, norm in found.items():
         if type(norm) is not nn.BatchNorm2d or not norm.affine or not norm.track_running_stats:
             kind = type(norm).__name__
-            raise ValueError(
+            raise UserError(
                 f"cannot freeze {name}: it is a {kind}, not a plain nn.BatchNorm2d with affine parameters and running"
                 " statistics; set model.frozen_batch_norm=false and model.frozen_stages=0"
             )
@@ -79,7 +80,7 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
     """
     if not 0 <= stages <= len(backbone.stages):
         known = f"has {len(backbone.stages)}" if backbone.stages else "does not name its stages"
-        raise ValueError(
+        raise UserError(
             f"cannot freeze {stages} stages, since the backbone {known}: set model.frozen_stages to 0"
             + (f" to {len(backbone.stages)}" if backbone.stages else "")
         )

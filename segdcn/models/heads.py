@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segdcn import UserError
 from segdcn.models.backbones import Features
 
 ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
@@ -74,7 +75,7 @@ class ImagePooling(nn.Sequential):
         norm = self[2]
         # the batch size last: looked at in evaluation, it would be fixed in an exported graph
         if isinstance(norm, nn.BatchNorm2d) and norm.training and len(x) == 1:
-            raise ValueError("image pooling cannot train on a batch of one image: use a batch size of 2 or more")
+            raise UserError("image pooling cannot train on a batch of one image: use a batch size of 2 or more")
         size = x.shape[-2:]
         for layer in self:
             x = layer(x)

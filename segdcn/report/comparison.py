@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from segdcn import UserError
 from segdcn.report import curves, tables
 from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, open_subjects, write_page
 from segdcn.report.images import OpenDataset
 from segdcn.report.records import RunRecord, read_run
-from segdcn.run_folder import shown
+from segdcn.runs.folder import shown
 from segdcn.sweep.estimate import Estimate
 from segdcn.sweep.plan import is_loss, shown_figure
 from segdcn.sweep.results import Results, Row, collect
@@ -21,7 +22,9 @@ MAX_NETWORKS = 4  # in a viewer
 GREY = (128, 128, 128)
 
 
-def report_runs(folders: Sequence[Path], open_dataset: OpenDataset, output: Path, budget: float = THOROUGH) -> Path:
+def report_runs(
+    folders: Sequence[Path], open_dataset: OpenDataset, output: Path, budget: float = THOROUGH, trust: bool = False
+) -> Path:
     """Write the page that compares runs with the first of them.
 
     Raises: as ``report_run``; ValueError for runs whose classes differ.
@@ -50,10 +53,16 @@ def report_runs(folders: Sequence[Path], open_dataset: OpenDataset, output: Path
             records[0].class_names, records[0].name, records[0].iou, [(r.name, r.iou, None) for r in records[1:]]
         ),
     }
-    return _with_images(contents, records[:MAX_NETWORKS], open_dataset, output, budget)
+    return _with_images(contents, records[:MAX_NETWORKS], open_dataset, output, budget, trust)
 
 
-def report_sweep(folder: Path, open_dataset: OpenDataset, output: Path | None = None, budget: float = THOROUGH) -> Path:
+def report_sweep(
+    folder: Path,
+    open_dataset: OpenDataset,
+    output: Path | None = None,
+    budget: float = THOROUGH,
+    trust: bool = False,
+) -> Path:
     """Write the page of a sweep, by default into its folder: its settings compared by seed, baseline against best.
 
     Raises: as ``report_run``, and as ``segdcn.sweep.results.collect``; ValueError for a sweep without a finished run.
@@ -61,7 +70,7 @@ def report_sweep(folder: Path, open_dataset: OpenDataset, output: Path | None = 
     results = collect(folder)
     finished = [(row, run) for row in results.rows for run in row.runs if run.state == "finished"]
     if not finished:
-        raise ValueError(
+        raise UserError(
             f"{shown(folder)} has no finished run yet: segdcn-sweep status {shown(folder)} tells how far it is"
         )
     records, colours = [], []
@@ -84,14 +93,14 @@ def report_sweep(folder: Path, open_dataset: OpenDataset, output: Path | None = 
     pair = _baseline_and_best(results)
     by_folder = {record.folder: record for record in records}
     looked_at = [by_folder[folder / run.job.folder] for run in pair] if pair else records[:1]
-    return _with_images(contents, looked_at, open_dataset, output or folder / FILE, budget)
+    return _with_images(contents, looked_at, open_dataset, output or folder / FILE, budget, trust)
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:
     first = records[0]
     for record in records[1:]:
         if set(record.iou) != set(first.iou):
-            raise ValueError(
+            raise UserError(
                 f"{shown(first.folder)} and {shown(record.folder)} cannot be compared: their classes differ"
                 f" ({len(first.iou)} and {len(record.iou)}); give runs on one data set"
             )
@@ -107,9 +116,14 @@ def _shared_parts(records: Sequence[RunRecord], colours: Sequence[int], labels: 
 
 
 def _with_images(
-    contents: dict[str, Any], records: Sequence[RunRecord], open_dataset: OpenDataset, output: Path, budget: float
+    contents: dict[str, Any],
+    records: Sequence[RunRecord],
+    open_dataset: OpenDataset,
+    output: Path,
+    budget: float,
+    trust: bool,
 ) -> Path:
-    subjects, why_not = open_subjects(records, open_dataset)
+    subjects, why_not = open_subjects(records, open_dataset, trust)
     contents["notes"] += why_not
     if subjects:
         contents |= look(subjects, budget, contents["notes"])

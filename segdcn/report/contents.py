@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from segdcn.drawing.decoration import one_line
 from segdcn.report import curves, tables
 from segdcn.report.images import OpenDataset, Subject, chosen_images, gallery, offset_study, open_subject, viewer
 from segdcn.report.page import render
 from segdcn.report.records import RunRecord, read_run
-from segdcn.run_folder import write_text
+from segdcn.runs.folder import write_text
 
 FILE = "report.html"
 # Floating point operations that receptive fields may take, and effective dilations as many again: at the end of a
@@ -21,12 +22,17 @@ MOVE_THE_LINE = "Move the line in a picture to see what lies under it."
 
 
 def report_run(
-    folder: Path, open_dataset: OpenDataset, output: Path | None = None, budget: float | None = THOROUGH
+    folder: Path,
+    open_dataset: OpenDataset,
+    output: Path | None = None,
+    budget: float | None = THOROUGH,
+    trust: bool = False,
 ) -> Path:
     """Write the page of one run, by default into its folder; returns where it is.
 
     budget: floating point operations that receptive fields may take, and effective dilations as many again; None takes
         what fits the end of a training.
+    trust: whether networks and data sets other than segdcn's may be built.
 
     Raises: FileNotFoundError, ValueError, OSError, one line: no finished run in the folder, or a damaged file of it.
     """
@@ -44,7 +50,7 @@ def report_run(
         "notes": list(record.notes),
     }
     palette: Sequence[Sequence[int]] = ()
-    subject, why_not = open_subjects([record], open_dataset)
+    subject, why_not = open_subjects([record], open_dataset, trust)
     if subject:
         palette = subject[0].predictor.palette
         contents |= look(subject, budget, contents["notes"])
@@ -63,14 +69,16 @@ def report_run(
     return write_page(contents, output or folder / FILE)
 
 
-def open_subjects(records: Sequence[RunRecord], open_dataset: OpenDataset) -> tuple[list[Subject], list[str]]:
+def open_subjects(
+    records: Sequence[RunRecord], open_dataset: OpenDataset, trust: bool
+) -> tuple[list[Subject], list[str]]:
     """The runs with networks and data, or none of them and why."""
     try:
-        return [open_subject(record, open_dataset) for record in records], []
-    except (ValueError, OSError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        return [open_subject(record, open_dataset, trust) for record in records], []
+    except Exception as error:  # a data set of a user's own may raise anything
         return [], [
-            f"Images, viewer and offsets are left out: {reason}. A data set that was moved is found by --data ROOT."
+            f"Images, viewer and offsets are left out: {one_line(error)}. A data set that was moved is found by --data"
+            " ROOT."
         ]
 
 
@@ -91,9 +99,9 @@ def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[s
     for name, make in parts.items():
         try:
             found[name] = make()
-        except (ValueError, OSError, RuntimeError) as error:  # the last is torch's, such as memory that ends
+        except Exception as error:  # memory that ends, a data set of a user's own
             found[name] = None
-            notes.append(f"Without {name}: {' '.join(str(error).split())}.")
+            notes.append(f"Without {name}: {one_line(error)}.")
     return found
 
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from segdcn import UserError
 from segdcn.analysis.offset_study import study_offsets
 from segdcn.data.dataset import IGNORE_INDEX, Sample
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
 from segdcn.panels import central_pixels
-from segdcn.predictor import Predictor, load
+from segdcn.predictor import Predictor, find_device, from_checkpoint
 from segdcn.report import choice, pictures
 from segdcn.report.records import RunRecord
 from segdcn.report.viewer import DEPTH, fields_per_image, view
-from segdcn.run_folder import load_checkpoint
+from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
 
-OpenDataset = Callable[[Mapping[str, Any]], Any]
-"""The data set of a checkpoint's config; ValueError or OSError, one line, where it is not at hand."""
+OpenDataset = Callable[[Checkpoint], Any]
+"""The data set of a checkpoint; an error, in one line, where it is not at hand."""
 
 GALLERY_IMAGES, VIEWER_IMAGES = 3, 5
 FEWEST_STUDIED, MOST_STUDIED = 4, 64  # images for effective dilations
@@ -39,20 +40,22 @@ class Subject:
     samples: Sequence[Sample]
 
 
-def open_subject(record: RunRecord, open_dataset: OpenDataset, device: str = "auto") -> Subject:
+def open_subject(record: RunRecord, open_dataset: OpenDataset, trust: bool = False) -> Subject:
     """Load a run's checkpoint and data.
 
-    Raises: ValueError or OSError, one line: no checkpoint, or the data are not at hand.
+    trust: whether they may be other than segdcn's.
+
+    Raises: UserError, one line: no checkpoint, or the data are not at hand.
     """
-    predictor = load(record.checkpoint, device=device)
-    config = load_checkpoint(record.checkpoint)["segdcn"]["config"]
-    dataset = open_dataset(config)
-    samples = dataset.split(record.split)
-    counts = record.counts
-    if counts is not None and (
-        len(samples) != len(counts.names) or (len(samples) and samples[0].name != counts.names[0])
-    ):
-        raise ValueError(f"the data at hand are not the {len(counts.names)} {record.split} images that were counted")
+    checkpoint = read_checkpoint(record.checkpoint, trust)
+    predictor = from_checkpoint(checkpoint, find_device("auto"))
+    dataset = open_dataset(checkpoint)
+    samples, counts = dataset.split(record.split), record.counts
+    if counts is not None:
+        number = len(counts.names)  # fewer than there are, where trainer.limit_val_batches left some out
+        if len(samples) < number or (number and samples[0].name != counts.names[0]):
+            raise UserError(f"the data at hand are not the {number} {record.split} images that were counted")
+        samples = [samples[place] for place in range(number)] if number < len(samples) else samples
     return Subject(record, predictor, dataset, samples)
 
 

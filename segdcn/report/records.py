@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from segdcn import MissingFileError, UserError
 from segdcn.evaluation.counts import COUNTS_FILE, Counts, read_counts
-from segdcn.run_folder import file_hash, shown
+from segdcn.runs.checkpoint import file_hash
+from segdcn.runs.folder import shown
 from segdcn.sweep.plan import read_object
 
 
@@ -83,9 +85,9 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     Raises: FileNotFoundError, ValueError, one line each: no folder, a run that has no figures yet, a damaged file.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no run folder at {shown(folder)}: give one such as runs/shapes/DATE_TIME")
+        raise MissingFileError(f"no run folder at {shown(folder)}: give one such as runs/shapes/DATE_TIME")
     if not (folder / "metrics.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{shown(folder)} holds no metrics.json: it is no run folder, or its run has not finished;"
             f" segdcn-train resume={shown(folder)} continues one"
         )
@@ -145,7 +147,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
+        raise UserError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
     return config if isinstance(config, dict) else {}
 
 

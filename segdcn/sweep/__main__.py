@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from segdcn.commands.entry import plain_script
+
 
 def collect(options: argparse.Namespace) -> int:
     """Print the table and write the files; exit status 1 where a planned run has no figure."""
@@ -66,6 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+@plain_script
 def main() -> None:
     """Console script."""
     options = parse_arguments()
@@ -74,9 +77,6 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 1
     sys.exit(status)
 
 

@@ -4,14 +4,13 @@ sweeps/NAME/sweep.json      what the sweep is (plan.py)
 sweeps/NAME/<job>/          a run folder of segdcn-train; beside that command's own files it holds
     job.json                the attempts at the job, written by whoever runs it
     output.log              what they printed, one after the other
-    job.lock                locked while a process runs the job
+    run.lock                locked while a process runs the job
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import json
 import math
 import os
@@ -20,13 +19,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from segdcn.run_folder import write_json
-from segdcn.sweep.plan import PLACE_KEYS, Job, is_loss, split_override
+from segdcn.runs.folder import INHERITED_LOCK, LOCK, write_json
+from segdcn.runs.overrides import is_of_the_place, quoted, split_override
+from segdcn.sweep.plan import Job, is_loss
 
 State = Literal["waiting", "running", "stopped", "finished", "failed"]
 # What another distributed program around this one would tell a training.
@@ -110,7 +109,7 @@ def clear(folder: Path) -> None:
     """Delete what a run left that ended before its first checkpoint; the records of its job stay."""
     if not (folder / "checkpoints" / "last.ckpt").is_file():
         for path in folder.iterdir():
-            if not path.name.startswith(("job.", "output")):
+            if path.name != LOCK and not path.name.startswith(("job.", "output")):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -118,52 +117,24 @@ def train_command(job: Job, folder: Path) -> list[str]:
     """The command that begins the job's run, or goes on with it from its last checkpoint."""
     command = [sys.executable, "-m", "segdcn.train"]
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        place = [argument.lstrip("+") for argument in job.arguments if split_override(argument)[0] in PLACE_KEYS]
-        # the config is the checkpoint's; the one that Hydra composes before may lack a key of its data set
-        place = [f"++{argument}" for argument in place]
-        return [*command, "hydra.mode=RUN", f"resume={_quoted(folder)}", *place]
-    return [*command, *job.arguments, "hydra.mode=RUN", f"output_dir={_quoted(folder)}"]
+        place = [argument for argument in job.arguments if is_of_the_place(split_override(argument)[0])]
+        # what the checkpoint names is what this sweep's own config named
+        return [*command, "hydra.mode=RUN", f"resume={quoted(str(folder.absolute()))}", "trust=true", *place]
+    return [*command, *job.arguments, "hydra.mode=RUN", f"output_dir={quoted(str(folder.absolute()))}"]
 
 
-def _quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar, where some characters mean something else."""
-    return "'" + str(path.absolute()).replace("'", "\\'") + "'"
-
-
-def train_environment(cluster_task: bool = False, **more: str) -> dict[str, str]:
+def train_environment(lock: int | None, cluster_task: bool = False, **more: str) -> dict[str, str]:
     """The environment of a job: this process's, without what makes it a part of another distributed program.
 
+    lock: descriptor of its folder's lock, which the job's process inherits.
     cluster_task: this process is one of several that a cluster has started for the job, and tells it so.
     The job ends with its parent, so that none outlives a coordinator that was killed.
     """
     foreign = re.compile("PL_GLOBAL_SEED") if cluster_task else _FOREIGN
     own = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
-    return {**own, "SEGDCN_DIE_WITH_PARENT": str(os.getpid()), **more}
-
-
-@contextlib.contextmanager
-def locked(path: Path, seconds: float = 0.0) -> Iterator[int | None]:
-    """An exclusive lock on a file, as its descriptor; None where another process holds it for so long.
-
-    It lasts until the block ends and every process that inherited the descriptor has ended, however they do.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    end = time.monotonic() + seconds
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < end:
-                    time.sleep(0.05)
-                    continue
-                yield None
-            else:
-                yield descriptor
-            return
-    finally:
-        os.close(descriptor)
+    own.pop(INHERITED_LOCK, None)
+    held = {} if lock is None else {INHERITED_LOCK: str(lock)}
+    return {**own, **held, "SEGDCN_DIE_WITH_PARENT": str(os.getpid()), **more}
 
 
 def begun(record: Record, folder: Path, metric: str) -> Record:
@@ -180,7 +151,8 @@ def ended(record: Record, folder: Path, status: int, stopped: bool = False) -> R
 
     status: of the process that ran it; negative, or above 128, it is a signal.
     stopped: it was asked to end before its end.
-    An attempt that ended with an error of segdcn's own, one line, is final: the same would happen again.
+    An attempt that ended with an error that its user can mend, one line and exit status 1, is final: the same would
+    happen again. A fault of the moment (another status) and a bug (a traceback) are not.
     """
     seconds = record.seconds + time.time() - (record.started or time.time())
     record = replace(record, seconds=seconds, started=None)

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from segdcn import UserError
+from segdcn.runs.folder import LOCK, locked
 from segdcn.sweep.jobs import (
     Record,
     begun,
     clear,
     ended,
     is_finished,
-    locked,
     read_record,
     train_command,
     train_environment,
@@ -64,9 +65,9 @@ class LocalLauncher:
 
     def __init__(self, slots: int | None = None, retries: int = 2, grace_seconds: float = 60.0) -> None:
         if slots is not None and slots < 1:
-            raise ValueError(f"launcher.slots must be 1 or more, or null, got {slots}")
+            raise UserError(f"launcher.slots must be 1 or more, or null, got {slots}")
         if retries < 0 or grace_seconds < 0:
-            raise ValueError(
+            raise UserError(
                 f"launcher.retries and launcher.grace_seconds must not be negative, got {retries} and {grace_seconds}"
             )
         self.slots = slots
@@ -135,9 +136,9 @@ class LocalLauncher:
         """
         for job in jobs:
             if job.nodes > 1:
-                raise ValueError(f"trainer.num_nodes={job.nodes} needs launcher=slurm: this machine is one node")
+                raise UserError(f"trainer.num_nodes={job.nodes} needs launcher=slurm: this machine is one node")
             if not (job.devices == "auto" or (isinstance(job.devices, int) and job.devices > 0)):
-                raise ValueError(
+                raise UserError(
                     f"trainer.devices must be a number (of devices per job) in a sweep, got {job.devices!r}:"
                     " which ones, the launcher chooses"
                 )
@@ -147,20 +148,20 @@ class LocalLauncher:
         if not gpus:
             wrong = next((job.accelerator for job in jobs if job.accelerator in ("gpu", "cuda")), None)
             if wrong:
-                raise ValueError(
+                raise UserError(
                     f"trainer.accelerator={wrong}, but this machine has no GPU: use trainer.accelerator=cpu"
                 )
             slots = self.slots or 1
             if slots > 1 and slots * most > cores:
-                raise ValueError(
+                raise UserError(
                     f"launcher.slots={slots} with {most} process(es) each is more than this machine's {cores} cores"
                 )
             return [Slot((), max(1, cores // (slots * most)))] * slots
         if most > len(gpus):
-            raise ValueError(f"trainer.devices={most} is more than this machine has: {len(gpus)} GPU(s)")
+            raise UserError(f"trainer.devices={most} is more than this machine has: {len(gpus)} GPU(s)")
         slots = self.slots or len(gpus) // most
         if most > 1 and slots * most > len(gpus):
-            raise ValueError(
+            raise UserError(
                 f"launcher.slots={slots} with trainer.devices={most} is more than this machine has: {len(gpus)} GPU(s)"
             )
         threads = max(1, cores // (slots * most))
@@ -182,13 +183,13 @@ def visible_gpus() -> list[str]:
 def _start(sweep: Sweep, job: Job, slot: Slot) -> subprocess.Popen[bytes] | None:
     """A process of the job's own, or None where another one runs it already."""
     folder = sweep.path(job)
-    with locked(folder / "job.lock") as lock:
+    with locked(folder / LOCK) as lock:
         if lock is None:
             return None
         clear(folder)
         command = train_command(job, folder)
         record = begun(read_record(folder), folder, sweep.metric)
-        environment = train_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(slot.threads)))
+        environment = train_environment(lock, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(slot.threads)))
         if slot.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
         with (folder / "output.log").open("ab") as log:

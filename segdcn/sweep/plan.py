@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segdcn.run_folder import shown, write_json
+from segdcn import UserError
+from segdcn.runs.folder import shown, write_json
+from segdcn.runs.overrides import is_of_the_place, split_override
 
 Setting = tuple[str, ...]
 """The overrides of a job without its seed."""
 
-# Where a job runs does not make it another job: on the next machine its data may lie elsewhere.
-PLACE_KEYS = ("dataset.root", "dataset.sbd_root", "datamodule.num_workers", "datamodule.eval_batch_size")
 # Not of the training itself: who runs it, and where.
-_AROUND = ("launcher", "sweep", "output_dir", "resume", "name", "report")
+_AROUND = ("launcher", "sweep", "output_dir", "resume", "name", "report", "trust")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Sweep:
         found = [setting for setting in settings if searched <= {override.lstrip("+") for override in setting}]
         if len(found) != 1:
             labels = [self.labels[setting] for setting in found or settings]
-            raise ValueError(
+            raise UserError(
                 f"the baseline {' '.join(self.baseline)!r} of {shown(self.folder)} is"
                 f" {'more than one' if found else 'none'} of the sweep's settings: name one of {'; '.join(labels)}"
             )
@@ -132,7 +132,7 @@ class Sweep:
         """
         for setting, jobs in self.settings.items():
             if len({job.seed for job in jobs}) < len(jobs):
-                raise ValueError(
+                raise UserError(
                     f"{shown(self.folder)} plans {' '.join(setting) or 'the config as it is'} twice with one seed: such"
                     " runs are the same, give each a seed of its own"
                 )
@@ -150,7 +150,7 @@ class Sweep:
         """
         mine, its = ({job.folder for job in sweep.jobs} for sweep in (self, before))
         if not (mine <= its or its <= mine):
-            raise ValueError(
+            raise UserError(
                 f"{shown(self.folder)} holds another sweep (its job {min(its - mine)} is none of this one): choose"
                 " another sweep.name, or delete that folder"
             )
@@ -163,7 +163,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / "sweep.json"
     if not path.is_file():
-        raise ValueError(f"{shown(folder)} is no sweep: it holds no sweep.json; give a folder such as sweeps/NAME")
+        raise UserError(f"{shown(folder)} is no sweep: it holds no sweep.json; give a folder such as sweeps/NAME")
     values = read_object(path, "start the sweep again with the same name to write it anew")
     try:
         jobs = tuple(_job(job) for job in values["jobs"])
@@ -173,7 +173,7 @@ def read_sweep(folder: Path) -> Sweep:
             raise ValueError
         sweep = Sweep(folder, name, command, baseline, metric, jobs)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} does not describe a sweep: it must hold name, command, baseline (a list or null), metric"
             " and jobs, each with a folder's name and a list of overrides"
         ) from error
@@ -203,17 +203,12 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
-        raise ValueError(
+        raise UserError(
             f"{shown(path)} cannot be read: it is damaged or truncated ({type(error).__name__}); {remedy}"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{shown(path)} cannot be read: it holds no JSON object; {remedy}")
+        raise UserError(f"{shown(path)} cannot be read: it holds no JSON object; {remedy}")
     return content
-
-
-def split_override(override: str) -> tuple[str, str, str]:
-    """Key, "=" and value; Hydra's pluses, which say that the key may be new, left out."""
-    return override.lstrip("+").partition("=")
 
 
 def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
@@ -222,9 +217,9 @@ def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
     config: the whole, as plain values; where the job runs does not count.
     """
     counted = {key: value for key, value in config.items() if key not in _AROUND}
-    for key in PLACE_KEYS:
-        group, _, name = key.partition(".")
-        counted[group] = {other: value for other, value in counted.get(group, {}).items() if other != name}
+    for group in ("dataset", "datamodule"):
+        of_group = counted.get(group) or {}
+        counted[group] = {key: value for key, value in of_group.items() if not is_of_the_place(f"{group}.{key}")}
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"[^A-Za-z0-9_.]+", "-", override).strip("-") for override in overrides)[:120]
     return f"{readable or 'job'}_{digest}"

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from segdcn.run_folder import shown
+from segdcn import UserError
+from segdcn.runs.folder import shown
 from segdcn.sweep.plan import Job, Sweep, read_object
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
@@ -69,7 +70,7 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     if metric not in facts or "/" not in metric:  # without one it is a fact such as the seed
         figures = [key for key in facts if "/" in key]
         closest = difflib.get_close_matches(metric, figures, n=5, cutoff=0) or ["none"]
-        raise ValueError(f"{shown(path)} has no figure {metric!r}: the closest are {', '.join(closest)}")
+        raise UserError(f"{shown(path)} has no figure {metric!r}: the closest are {', '.join(closest)}")
     environment = folder / "environment.json"
     return Run(
         job,
@@ -100,7 +101,7 @@ def _unfinished(job: Job, folder: Path, paper: float | None) -> Run:
     if state == "finished":
         state, error = "failed", "job.json says that it finished, but there is no metrics.json"
     if state not in STATES or not (error is None or isinstance(error, str)):
-        raise ValueError(f"{shown(path)} is no job's record: its state is {state!r}; delete it and start again")
+        raise UserError(f"{shown(path)} is no job's record: its state is {state!r}; delete it and start again")
     attempts = told.get("attempts")
     reason = f"{state} in attempt {attempts}" if isinstance(attempts, int) and attempts > 1 else state
     return Run(job, state, f"{reason}: {error}" if error else reason, paper=paper)
@@ -113,12 +114,12 @@ def _paper(path: Path) -> float | None:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
+        raise UserError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
     percent = config.get("paper_miou") if isinstance(config, dict) else None
     if percent is None:
         return None
     if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
-        raise ValueError(f"paper_miou in {shown(path)} must be a figure in percent or null, got {percent!r}")
+        raise UserError(f"paper_miou in {shown(path)} must be a figure in percent or null, got {percent!r}")
     return percent / 100
 
 
@@ -127,7 +128,7 @@ def _number(facts: Mapping[str, Any], key: str, path: Path, remedy: str) -> floa
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{key} in {shown(path)} is no number but {value!r}; {remedy}")
+        raise UserError(f"{key} in {shown(path)} is no number but {value!r}; {remedy}")
     return value
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segdcn.run_folder import write_json
-from segdcn.sweep.jobs import begun, clear, ended, is_finished, locked, read_record, train_command, train_environment
+from segdcn import MissingPackageError, UserError
+from segdcn.runs.folder import LOCK, locked, write_json
+from segdcn.sweep.jobs import begun, clear, ended, is_finished, read_record, train_command, train_environment
 from segdcn.sweep.local import Signals, SweepStopped
 from segdcn.sweep.plan import Job, Sweep, read_object
 from segdcn.sweep.status import Display
@@ -50,7 +51,7 @@ class SlurmLauncher:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         if cluster not in ("slurm", "local"):
-            raise ValueError(f"launcher.cluster must be slurm or local, got {cluster!r}")
+            raise UserError(f"launcher.cluster must be slurm or local, got {cluster!r}")
         self.cluster = cluster
         self.retries = retries
         self.poll_seconds = poll_seconds
@@ -61,12 +62,12 @@ class SlurmLauncher:
         try:
             import submitit  # noqa: F401
         except ImportError as error:
-            raise ImportError('launcher=slurm needs submitit: pip install "segdcn[slurm]"') from error
+            raise MissingPackageError('launcher=slurm needs submitit: pip install "segdcn[slurm]"') from error
         if self.cluster == "slurm" and not shutil.which("sbatch"):
-            raise ValueError("launcher=slurm needs sbatch on the PATH: run it on a node that may submit jobs")
+            raise UserError("launcher=slurm needs sbatch on the PATH: run it on a node that may submit jobs")
         for job in jobs:
             if not (job.devices == "auto" or (isinstance(job.devices, int) and job.devices > 0)):
-                raise ValueError(f"trainer.devices must be a number (per node and job), got {job.devices!r}")
+                raise UserError(f"trainer.devices must be a number (per node and job), got {job.devices!r}")
 
     def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
         """Run to their end those of the ``jobs`` that are not finished.
@@ -133,7 +134,7 @@ class SlurmLauncher:
                 with executor.batch():
                     submitted = [executor.submit(JobTask(job, str(sweep.path(job)), sweep.metric)) for job in members]
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # sbatch's words, as submitit has them
-                raise ValueError(f"the cluster takes no jobs: {error}") from error
+                raise UserError(f"the cluster takes no jobs: {error}") from error
             queue.add({job.folder: one for job, one in zip(members, submitted, strict=True)})
 
 
@@ -176,7 +177,7 @@ class _Queue:
             return self._listed is None or self.submitted[folder] in self._listed
         if folder in self._of_submitit and not self._of_submitit[folder].done():
             return True
-        with locked(self._sweep / folder / "job.lock") as lock:  # of a task that outlived its coordinator
+        with locked(self._sweep / folder / LOCK) as lock:  # of a task that outlived its coordinator
             return lock is None
 
 
@@ -196,9 +197,11 @@ class JobTask:
         folder, rank = Path(self.folder), int(os.environ.get("SLURM_PROCID", 0))
         if is_finished(folder):
             return
+        lock: int | None = None
         with contextlib.ExitStack() as stack:
             if rank == 0:
-                if stack.enter_context(locked(folder / "job.lock")) is None:
+                lock = stack.enter_context(locked(folder / LOCK))
+                if lock is None:
                     raise RuntimeError(f"another process runs {folder}")
                 clear(folder)
                 begun(read_record(folder), folder, self.metric).write(folder)
@@ -208,7 +211,8 @@ class JobTask:
             log.flush()
             self._process = subprocess.Popen(
                 command,
-                env=train_environment(cluster_task="SLURM_PROCID" in os.environ),
+                env=train_environment(lock, cluster_task="SLURM_PROCID" in os.environ),
+                pass_fds=() if lock is None else (lock,),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from segdcn.sweep.jobs import Progress, is_finished, locked, read_progress
+from segdcn.runs.folder import locked
+from segdcn.sweep.jobs import Progress, is_finished, read_progress
 from segdcn.sweep.plan import Job, Sweep, read_sweep, shown_figure
 
 STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}

@@ -143,7 +143,7 @@ def test_a_study_of_this_checkpoint_is_taken_as_it_is(make_run: Make) -> None:
         "histogram": {"edges": [0.0, 1.0, 2.0], "counts": [3, 1]},
         "effective_dilation": dict.fromkeys(("small", "medium", "large", "background"), cell),
     }
-    from segdcn.run_folder import file_hash
+    from segdcn.runs.checkpoint import file_hash
 
     study = {"split": "val", "images": 99, "objects": {"thresholds": [3, 4]}, "layers": [layer]}
     file = run / "analysis" / "analysis.json"

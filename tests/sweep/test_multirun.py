@@ -16,7 +16,7 @@ import pytest
 from runs import BARE, call, one_line, process
 
 from segdcn import train
-from segdcn.assembly import CONFIG_PATH
+from segdcn.commands.compose import CONFIG_PATH
 from segdcn.sweep.jobs import train_command
 from segdcn.sweep.local import LocalLauncher
 from segdcn.sweep.plan import Job, Sweep, read_sweep

@@ -1,0 +1,1 @@
+"""What the console scripts share: how they begin, compose their config and end."""

@@ -1,0 +1,45 @@
+"""A command line made readable for Hydra: paths as they were typed, and a line that says how to quote the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from segdcn import UserError
+from segdcn.runs.overrides import is_path, quoted, split_override
+
+
+def readable(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the values of paths in quotes where Hydra's grammar would take them for something else.
+
+    Raises: UserError, one line, for another argument that the grammar does not know.
+    """
+    parser = OverridesParser.create()
+    several = bool({"-m", "--multirun"} & set(arguments))
+    return [_readable(argument, parser, several) for argument in arguments]
+
+
+def _readable(argument: str, parser: OverridesParser, several: bool) -> str:
+    if argument.startswith("-") or "=" not in argument:
+        return argument
+    problem = ""
+    parsed: Override | None = None
+    try:
+        parsed = parser.parse_override(argument)
+    except HydraException as error:
+        problem = str(error).splitlines()[0]
+    # in a sweep a comma parts the values of two jobs
+    if parsed is not None and (several or not parsed.is_sweep_override()):
+        return argument
+    key, _, value = split_override(argument)
+    if is_path(key) and not value.startswith(("'", '"')):
+        return argument[: len(argument) - len(value)] + quoted(value)
+    if parsed is None:
+        raise UserError(
+            f"{argument} cannot be read ({problem}): a value that holds = , # ~ & : ( ) [ ] {{ }} or quotes stands in"
+            f" quotes of its own within those of the shell: '{key}=\"VALUE\"'"
+        )
+    return argument

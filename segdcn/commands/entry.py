@@ -1,0 +1,69 @@
+"""A function of a composed config as a console script."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from segdcn import UserError
+from segdcn.commands.arguments import readable
+from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.errors import one_line_errors
+from segdcn.drawing.console import readable_output
+
+
+def console_script(
+    config_name: str, free_keys: Callable[[list[str]], list[str]] | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of the config ``conf/<config_name>.yaml`` and the command line's overrides a console script.
+
+    free_keys: changes the overrides before Hydra composes them, such as to allow keys that it does not know.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(function)
+        def composed(config: DictConfig) -> Any:
+            with one_line_errors():
+                _check_hydra_keys()
+                return function(config)
+
+        run = hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=config_name)(composed)
+
+        @functools.wraps(function)
+        def main() -> Any:
+            readable_output()
+            with one_line_errors():
+                arguments = readable(sys.argv[1:])
+                # Lightning repeats them for the processes that it starts
+                sys.argv[1:] = free_keys(arguments) if free_keys else arguments
+                return run()
+
+        return main
+
+    return decorate
+
+
+def plain_script(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Make a function that reads its command line itself a console script."""
+
+    @functools.wraps(function)
+    def main() -> Any:
+        readable_output()
+        with one_line_errors():
+            return function()
+
+    return main
+
+
+def _check_hydra_keys() -> None:
+    if HydraConfig.get().job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true is of no use: paths are of the folder where the command is started, and everything is"
+            " written to output_dir"
+        )

@@ -1,0 +1,87 @@
+"""How a command ends in an error: one line for what can be mended, a traceback for a bug, and its exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from segdcn import UserError
+from segdcn.drawing.decoration import one_line
+
+FAILED = 1
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+_NO_SHARED_MEMORY = ("shared memory", "bus error")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Print an error that is no bug as one line and exit with its status; ``HYDRA_FULL_ERROR=1`` shows tracebacks."""
+    try:
+        yield
+    except Exception as error:
+        told = explain(error)
+        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        message, status = told
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(status)
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit status of an error; None for a bug.
+
+    The status is ``FAILED`` where the same would happen again, ``TRY_AGAIN`` for a fault of the moment: a disk, a
+    network, another process.
+    """
+    cause = cause_of(error)
+    message = _of_worker(cause)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command", FAILED
+    if isinstance(cause, UserError | HydraException | OmegaConfBaseException) or is_misconfiguration(cause):
+        return message, FAILED
+    if isinstance(error, InstantiationException) and isinstance(cause, ValueError | TypeError | ImportError):
+        return message, FAILED  # a setting that its class does not take
+    if isinstance(cause, RuntimeError | OSError) and any(words in str(cause).lower() for words in _NO_SHARED_MEMORY):
+        return (
+            "the loading workers have no shared memory left (/dev/shm): start the container with more, such as"
+            f" --shm-size=8g, or set datamodule.num_workers=0 ({message})",
+            FAILED,
+        )
+    if lost_process(cause):
+        line = f"another process of this run has ended or cannot be reached: see what it said ({message})"
+        return line, TRY_AGAIN
+    if isinstance(cause, OSError):
+        return message, TRY_AGAIN
+    return None
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What a class itself raised, where Hydra has wrapped it."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def is_misconfiguration(error: BaseException) -> bool:
+    """Whether Lightning refuses a setting; by name, since commands that do without Lightning ask too."""
+    return type(error).__name__ == "MisconfigurationException"
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether torch.distributed failed because a process is not there (any more); gloo has no class of its own."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "DistError" in kinds or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _of_worker(error: BaseException) -> str:
+    """An error in one line: of one that a loading worker raised, whose message is a traceback, the last line."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught ") and "worker process" in lines[0]:
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return one_line(error)

@@ -1,0 +1,1 @@
+"""Pictures, tables for a terminal, and how a failing one is told."""

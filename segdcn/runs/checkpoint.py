@@ -1,0 +1,281 @@
+"""From a checkpoint to its data set and its network: the one way of all commands, and the one rule of trust.
+
+A checkpoint names classes and functions (``_target_``) with their arguments. It may come from anywhere, so that only
+what is known to do no more than its name says is called; everything else needs ``trust``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segdcn import MissingFileError, UserError
+from segdcn.runs.folder import run_folder_of, shown
+
+GROUPS = ("dataset", "datamodule", "model", "loss")
+"""The parts of a config from which objects are built again; a checkpoint has them resolved."""
+
+# Of segdcn any class of these modules, and these functions
+_MODULES = ("segdcn.data", "segdcn.models", "segdcn.losses", "segdcn.task", "segdcn.callbacks")
+_FUNCTIONS = (
+    "segdcn.models.deeplab.build_deeplab",
+    *(f"segdcn.optim.{n}" for n in ("poly", "one_cycle", "step", "constant")),
+)
+# Of torch, torchvision and Lightning classes of these kinds
+_KINDS = (
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "pytorch_lightning.trainer.trainer.Trainer",
+    "pytorch_lightning.callbacks.callback.Callback",
+    "pytorch_lightning.loggers.logger.Logger",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What ``segdcn-train`` saved, read but not built.
+
+    config: the run's, as it was composed, with its interpolations; for resuming and for what it tells.
+    groups: ``GROUPS`` of it as plain values without interpolations.
+    state_dict: of the run's task; the network's names begin with ``network.``.
+    trust: whether targets of other packages may be called.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    groups: Mapping[str, Mapping[str, Any]]
+    class_names: Sequence[str]
+    palette: Sequence[Sequence[int]]
+    state_dict: Mapping[str, Tensor] = field(repr=False)
+    trust: bool = False
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return run_folder_of(self.path)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed") or 0)
+
+    def dataset(self, changes: Mapping[str, Any] | None = None) -> Any:
+        """The data set of the run.
+
+        changes: settings given anew, such as ``root``; None keeps one. A ``_target_`` among them is trusted.
+
+        Raises: UserError, one line: a target that is not trusted, data that are not there, other classes.
+        """
+        given = {key: value for key, value in (changes or {}).items() if value is not None}
+        saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
+        self._check(saved, "dataset")
+        dataset = build({**saved, **given}, self.path)
+        names = [str(name) for name in dataset.class_names]
+        if names != list(self.class_names):
+            raise UserError(
+                f"{self.path} was trained with the {len(self.class_names)} classes {', '.join(self.class_names)}, but"
+                f" the data set has the {len(names)} classes {', '.join(names)}: give a checkpoint that was trained on"
+                " it, or the data set's own classes"
+            )
+        return dataset
+
+    def network(self, network: nn.Module | None = None) -> nn.Module:
+        """The network with its trained weights, in evaluation mode.
+
+        network: built by the caller as it was for the training; None builds it from the checkpoint's settings.
+
+        Raises: UserError, one line: a target that is not trusted, settings or weights that do not fit.
+        """
+        if network is None:
+            self._check(self.groups["model"], "model")
+            settings = dict(self.groups["model"])
+            if "weights" in settings:  # they are in the checkpoint
+                settings["weights"] = None
+            network = build(settings, self.path, num_classes=len(self.class_names))
+        prefix = "network."
+        weights = {key[len(prefix) :]: value for key, value in self.state_dict.items() if key.startswith(prefix)}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{self.path} does not fit its network: {' '.join(str(error).split())}") from error
+        return network.eval()
+
+    def loss(self) -> nn.Module:
+        """The training loss, which an evaluation computes as well."""
+        self._check(self.groups["loss"], "loss")
+        loss: nn.Module = build(self.groups["loss"], self.path)
+        return loss
+
+    def _check(self, settings: Any, group: str) -> None:
+        if not self.trust:
+            check_targets(settings, group, self.path)
+
+
+def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
+    """Read a checkpoint of ours, plain values and tensors only.
+
+    Raises: MissingFileError, or UserError when the file is damaged or not from segdcn; one line each.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds: zip, pickle, EOF, runtime
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is damaged, truncated or no checkpoint"
+            f" ({type(error).__name__}){_another(path)}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
+        raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
+    about = content["segdcn"]
+    try:
+        return Checkpoint(
+            path,
+            about["config"],
+            {group: about["groups"][group] for group in GROUPS},
+            about["class_names"],
+            about["palette"],
+            content["state_dict"],
+            trust,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} lacks a part of the description of its run ({error}): it was written by another version of segdcn"
+        ) from error
+
+
+def _another(path: Path) -> str:
+    """What to resume from instead of a damaged last.ckpt."""
+    best = path.with_name("best.ckpt")
+    if path.name != "last.ckpt" or not best.is_file():
+        return ""
+    try:
+        step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # damaged too
+        return ""
+    return f"; resume={shown(best)} goes on from step {step}"
+
+
+def file_hash(path: Path) -> str:
+    """The file's sha256, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def build(settings: Any, source: Path, **more: Any) -> Any:
+    """The object that plain settings with a ``_target_`` describe, as Hydra builds it; the targets must be trusted.
+
+    source: the checkpoint that holds them, for messages; more: further arguments.
+
+    Raises: UserError, one line: a target that cannot be found or does not take its arguments.
+    """
+    if isinstance(settings, Mapping):
+        values = {key: build(value, source) for key, value in settings.items() if not _is_special(key)}
+        if "_target_" not in settings:
+            return values
+        name = str(settings["_target_"])
+        target, arguments = _located(name, source), build(settings.get("_args_", []), source)
+        if settings.get("_partial_"):
+            return functools.partial(target, *arguments, **values, **more)
+        try:
+            return target(*arguments, **values, **more)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:  # a setting that this version does not know, or its class refuses
+            raise UserError(f"{source} describes a {name} that cannot be built here: {error}") from error
+    if isinstance(settings, list | tuple):
+        return [build(value, source) for value in settings]
+    return settings
+
+
+def _is_special(key: Any) -> bool:
+    return key in ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+
+
+def _located(name: str, source: Path) -> Any:
+    try:
+        return _find(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{source} names {name}, which cannot be found here ({error}): is the folder of its module on PYTHONPATH?"
+        ) from error
+
+
+def _find(name: str) -> Any:
+    """The object of a dotted name; ImportError or AttributeError where there is none."""
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # of a module that is there and imports one that is not
+            missing = error
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    raise missing if len(parts) > 1 else ImportError(f"{name!r} names no module")
+
+
+# --- trust ------------------------------------------------------------------------------------------------------------
+
+
+def check_targets(settings: Any, group: str, source: Path) -> None:
+    """That calling what plain settings name does no more than build a part of a run.
+
+    Raises: UserError that names a target which may do anything.
+    """
+    for target in _targets(settings):
+        if not _is_known(target):
+            raise UserError(
+                f"{source} names code that is not segdcn's, torch's or torchvision's: {target}, as its {group}; if you"
+                " know where the file comes from, allow it with trust=true"
+            )
+
+
+def _targets(settings: Any) -> Iterator[str]:
+    if isinstance(settings, Mapping):
+        if "_target_" in settings:
+            yield str(settings["_target_"])
+        for value in settings.values():
+            yield from _targets(value)
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _targets(value)
+
+
+def _is_known(target: str) -> bool:
+    """By what the name leads to, not by the name: modules have the names of others among their own."""
+    if target.partition(".")[0] not in ("segdcn", "torch", "torchvision", "pytorch_lightning"):
+        return False
+    try:
+        found = _find(target)
+    except Exception:  # whatever an import raises
+        return False
+    own = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if inspect.isclass(found):
+        kinds = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+        if own.startswith(tuple(f"{module}." for module in _MODULES)):
+            return True
+        return own.startswith(("torch.", "torchvision.", "pytorch_lightning.")) and bool(kinds & set(_KINDS))
+    if own.startswith("torchvision.models."):  # one of its networks
+        models, name = import_module("torchvision.models"), target.rpartition(".")[2]
+        return name in models.list_models() and models.get_model_builder(name) is found
+    return own in _FUNCTIONS

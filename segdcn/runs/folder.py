@@ -1,0 +1,241 @@
+"""A run's folder: claimed by one process, locked while it is written, each file there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from segdcn import MissingFileError, UserError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+LOCK = "run.lock"
+INHERITED_LOCK = "SEGDCN_LOCK"
+"""Descriptor of a lock that this process was started with: a sweep's launcher holds it for its jobs."""
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_STARTED = time.time()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes ``path``'s place when it is whole and on the disk; on an error nothing is changed.
+
+    It is written beside ``path``: a rename within one folder is atomic, a copy from another file system is not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the file atomically: a reader, or a killed process, never leaves or sees half of it."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 atomically; what is no Unicode (a file's name may be any bytes) as backslash escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write one JSON object atomically; figures that do not exist (NaN) become null."""
+    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+
+
+def shown(path: str | Path) -> Path:
+    """A path as a user types it: relative below the working folder, whole elsewhere."""
+    path = Path(path).absolute()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder that can be written to.
+
+    option: how a user names another one, such as ``output_dir=DIR``.
+
+    Raises: UserError, one line, where that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise UserError(
+            f"{shown(folder)} cannot be written to ({error.strerror}): give another with {option}"
+        ) from error
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = 0.0) -> Iterator[int | None]:
+    """An exclusive lock on a file, as its descriptor; None where another process holds it for so long.
+
+    It lasts until the block ends and every process that was given the descriptor has ended, however they do. A lock
+    that this process was itself started with (``INHERITED_LOCK``) is held already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if _inherited(descriptor):
+            yield descriptor
+            return
+        end = time.monotonic() + seconds
+        while not _try_to_lock(descriptor):
+            if time.monotonic() >= end:
+                yield None
+                return
+            time.sleep(0.05)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _inherited(descriptor: int) -> bool:
+    """Whether the file is the one that this process was given a lock of."""
+    given = os.environ.get(INHERITED_LOCK, "")
+    with contextlib.suppress(OSError):  # closed, by whoever was between the launcher and this process
+        return given.isdigit() and os.path.samestat(os.fstat(int(given)), os.fstat(descriptor))
+    return False
+
+
+def _try_to_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+# --- the folder of a run ----------------------------------------------------------------------------------------------
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make ``parent/name``, or with _2, _3, ... after the name where it is there already; no two processes get one.
+
+    Raises: UserError, one line, where it cannot be made.
+    """
+    make_folder(parent, "output_dir=DIR")
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+@contextlib.contextmanager
+def owned(folder: Path, wait: float = 10.0) -> Iterator[None]:
+    """The folder, made and locked, so that no other process takes it for its own.
+
+    wait: for a process that is just ending, in seconds.
+
+    Raises: UserError, one line: it cannot be written to, or another process owns it.
+    """
+    make_folder(folder, "output_dir=DIR")
+    with locked(folder / LOCK, wait) as lock:
+        if lock is None:
+            raise UserError(f"{shown(folder)} is being written by another process: wait for its end, or stop it")
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # at once: loading workers that are about to end hold the descriptor too
+                fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def reporting(folder: Path, first: bool = True) -> Iterator[None]:
+    """An error leaves error.txt in the folder, with the time, the command and the traceback; an empty folder goes.
+
+    first: whether this is the first of the processes that share the folder. It speaks for all that fail alike:
+    another one that fails after it ends without a word.
+    """
+    try:
+        yield
+    except Exception:
+        if not first and _told_by_first(folder):
+            sys.exit(1)
+        _leave_behind(folder, traceback.format_exc())
+        raise
+
+
+def _told_by_first(folder: Path) -> bool:
+    """Whether the first process has reported an error of its own, given time to do it."""
+    time.sleep(2)
+    report = folder / "error.txt"
+    # an empty folder is taken away by the process that reports
+    return not folder.exists() or (report.exists() and report.stat().st_mtime > _STARTED)
+
+
+def _leave_behind(folder: Path, report: str) -> None:
+    """error.txt in a folder where something was begun; of an empty one nothing, nor of empty ones around it."""
+    try:
+        left = {path.name for path in folder.iterdir()}
+        if left - {LOCK}:
+            with (folder / "error.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(sys.argv)}\n{report}\n")
+            return
+        shutil.rmtree(folder)
+        for parent in folder.absolute().parents:
+            if Path.cwd() not in parent.parents or any(parent.iterdir()):
+                break
+            parent.rmdir()
+    except OSError:  # a full disk is the error that is being reported
+        print(report, file=sys.stderr)
+
+
+def run_folder_of(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint belongs to: RUN/checkpoints/NAME.ckpt, or else the file's own folder."""
+    checkpoint = checkpoint.resolve()
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path means: the file itself, or the last one of a run folder.
+
+    Raises: MissingFileError when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        return last
+    if path.is_dir():
+        raise MissingFileError(f"{path} holds no checkpoints/last.ckpt: the run ended before its first checkpoint")
+    raise MissingFileError(f"no checkpoint or run folder at {path}")
