@@ -192,6 +192,10 @@ class EpochLines(_EpochFigures, RichProgressBar):
         self._started = 0.0
         self._best = -math.inf
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._started = time.monotonic()  # of an epoch that is resumed in its middle, what is left of it
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self._started = time.monotonic()
@@ -217,7 +221,7 @@ class EpochLines(_EpochFigures, RichProgressBar):
 
 
 class TrainingTime(Timer):
-    """Lightning's Timer, which counts on when a run is resumed; two of one name (``trainer.max_time``) may not be."""
+    """Lightning's Timer, which counts on when a run is resumed; where it is, ``trainer.max_time`` must be its own."""
 
 
 def training_seconds(trainer: pl.Trainer) -> float | None:

@@ -101,20 +101,24 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
 
     Raises: UserError for devices that this machine lacks, and for a launcher that started another number of processes.
     """
+    from pytorch_lightning.callbacks import LearningRateMonitor
+
     from segdcn.callbacks import AtomicCheckpoints
     from segdcn.data.datamodule import check_world_size
 
-    parts = {
-        group: [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
+    callbacks, loggers = (
+        [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
         for group in ("callbacks", "logger")
-    }
+    )
+    if not loggers:  # which would refuse the run
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     accelerator = usable_accelerator(config.trainer.accelerator)
     try:
         trainer = _build(
             config.trainer,
             accelerator=accelerator,
-            callbacks=[*more, *parts["callbacks"]],
-            logger=parts["logger"] or False,
+            callbacks=[*more, *callbacks],
+            logger=loggers or False,
             plugins=[AtomicCheckpoints(), *instantiate(config.trainer.get("plugins") or [], _convert_="all")],
         )
     except Exception as error:
@@ -184,7 +188,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
     if not config.trust:
-        check_targets(checkpoint.config, "config", path)
+        built = {group: values for group, values in checkpoint.config.items() if group != "launcher"}
+        check_targets(built, "config", path)
     saved = OmegaConf.create(dict(checkpoint.config))
     OmegaConf.set_struct(saved, True)
     parser = OverridesParser.create()

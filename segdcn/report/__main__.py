@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdcn import UserError
 from segdcn.commands.entry import plain_script
+from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
     from segdcn.runs.checkpoint import Checkpoint
@@ -57,6 +58,9 @@ def run(options: argparse.Namespace) -> Path:
     def open_dataset(checkpoint: Checkpoint) -> Any:
         return checkpoint.dataset({"root": options.data})
 
+    target = folders[0] if options.output is None else options.output.parent
+    if options.output is not None or target.is_dir():  # before the page is made, which takes a while
+        make_folder(target, "--output FILE")
     sweeps = [folder for folder in folders if (folder / "sweep.json").is_file()]
     if sweeps and len(folders) > 1:
         raise UserError(f"{sweeps[0]} is a sweep: give it alone, or runs only")
