@@ -70,9 +70,10 @@ class Checkpoint(ModelCheckpoint):
             trainer.save_checkpoint(self.format_checkpoint_name({}))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # An epoch that the run's last step cut short was saved at that step: Lightning would go on with the next one
-        # here. Without validation there is nothing to compare.
-        if trainer.is_last_batch and (self.monitor is None or trainer.enable_validation):
+        # Of an epoch that the run's last step cut short that step was saved: from here Lightning would go on with the
+        # next epoch. Without validation there is no best one.
+        wanted = trainer.is_last_batch if self.monitor is None else trainer.enable_validation
+        if wanted:
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX
 
 TILE_SIZE = 480  # longest side of a tile in pixels
@@ -73,10 +74,10 @@ def comparison_panel(
     """
     _check_image(image)
     if len(class_names) != len(palette):
-        raise ValueError(f"there are {len(class_names)} class names, but {len(palette)} colours")
+        raise UserError(f"there are {len(class_names)} class names, but {len(palette)} colours")
     for name, values in (("label", label), ("prediction", prediction)):
         if values.shape != image.shape[:2]:
-            raise ValueError(f"{name} {values.shape} and image {image.shape[:2]} must have the same height and width")
+            raise UserError(f"{name} {values.shape} and image {image.shape[:2]} must have the same height and width")
         _check_labels(name, values, len(palette))
 
     valid = label != IGNORE_INDEX
@@ -124,11 +125,11 @@ def overlay(
     """
     _check_image(image)
     if label.shape != image.shape[:2]:
-        raise ValueError(f"label {label.shape} and image {image.shape[:2]} must have the same height and width")
+        raise UserError(f"label {label.shape} and image {image.shape[:2]} must have the same height and width")
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in 0..1, got {alpha}")
+        raise UserError(f"alpha must be in 0..1, got {alpha}")
     if legend not in ("present", "all", "none"):
-        raise ValueError(f"legend must be present, all or none, got {legend!r}")
+        raise UserError(f"legend must be present, all or none, got {legend!r}")
     colours = colorize(label, palette)
     blended = Image.fromarray(cv2.addWeighted(image, 1 - alpha, colours, alpha, 0).astype(np.uint8, copy=False))
     if legend == "none":
@@ -157,7 +158,7 @@ def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]]
     """
     _check_image(image)
     if not points:
-        raise ValueError("a sampling panel needs at least one pixel")
+        raise UserError("a sampling panel needs at least one pixel")
     height, width = image.shape[:2]
     # Dots are drawn on a larger canvas and shrunk, since Pillow draws circles with hard edges.
     dimmed = Image.fromarray((_resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
@@ -194,13 +195,13 @@ def central_pixels(label: Array, count: int = 3) -> list[tuple[int, int]]:
 
 def _check_image(image: Bytes) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"a panel needs the image as uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        raise UserError(f"a panel needs the image as uint8 (H, W, 3), got {image.dtype} {image.shape}")
 
 
 def _check_labels(name: str, values: Array, num_classes: int) -> None:
     unknown = values[((values < 0) | (values >= num_classes)) & (values != IGNORE_INDEX)]
     if unknown.size:
-        raise ValueError(f"{name} {unknown[0]} has no colour: the palette has {num_classes} colours")
+        raise UserError(f"{name} {unknown[0]} has no colour: the palette has {num_classes} colours")
 
 
 def _hatch(height: int, width: int) -> Bytes:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from segdcn import MissingFileError, UserError
 from segdcn.commands.entry import console_script
 from segdcn.runs.folder import make_folder, shown, write_bytes
 
@@ -88,16 +89,16 @@ def find_files(source: Path, output: Path) -> dict[str, Path]:
         ValueError: a file of neither kind, or two files that would write the same outputs.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output={output} is a file: give a folder")
+        raise UserError(f"output={output} is a file: give a folder")
     if source.is_file():
         if source.suffix.lower() not in IMAGES | VIDEOS:
             known = " ".join(sorted(IMAGES | VIDEOS))
-            raise ValueError(f"input={source} is neither an image nor a video by its suffix: {known}")
+            raise UserError(f"input={source} is neither an image nor a video by its suffix: {known}")
         return {source.stem: source}
     if not source.is_dir():
-        raise FileNotFoundError(f"input={source} does not exist: give an image, a video or a folder")
+        raise MissingFileError(f"input={source} does not exist: give an image, a video or a folder")
     if output.resolve() == source.resolve():
-        raise ValueError(f"output={output} is the input folder: its results would be inputs of the next run")
+        raise UserError(f"output={output} is the input folder: its results would be inputs of the next run")
     written = output.resolve()
     found: dict[str, Path] = {}
     names: dict[str, Path] = {}  # without regard to case, as some file systems see it
@@ -111,10 +112,10 @@ def find_files(source: Path, output: Path) -> dict[str, Path]:
         name = inner.with_suffix("").as_posix()
         other = names.setdefault(name.lower(), path)
         if other != path:
-            raise ValueError(f"{other} and {path} would both be written to {output / name}_*: rename one of them")
+            raise UserError(f"{other} and {path} would both be written to {output / name}_*: rename one of them")
         found[name] = path
     if not found:
-        raise FileNotFoundError(f"input={source} holds no image and no video ({' '.join(sorted(IMAGES | VIDEOS))})")
+        raise MissingFileError(f"input={source} holds no image and no video ({' '.join(sorted(IMAGES | VIDEOS))})")
     return found
 
 
@@ -143,14 +144,14 @@ def _predict_video(
     import numpy as np
 
     if config.probabilities:
-        raise ValueError("probabilities=true is for images, not for a video's frames")
+        raise UserError("probabilities=true is for images, not for a video's frames")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said once, at the end
     output = Path(config.output)
     capture = cv2.VideoCapture(str(path))
     task = progress.add_task(path.name, total=None)
     try:
         if not capture.isOpened():
-            raise ValueError("cannot be read as a video")
+            raise UserError("cannot be read as a video")
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
         expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         progress.update(task, total=expected if expected > 0 else None)
@@ -170,12 +171,12 @@ def _predict_video(
                 number += 1
                 progress.advance(task)
             if number == 0:
-                raise ValueError("holds no frame that can be read")
+                raise UserError("holds no frame that can be read")
     finally:
         progress.remove_task(task)
         capture.release()
     if number < expected - max(2, expected // 50):  # a container's count may be an estimate
-        raise ValueError(f"only {number} of {expected} frames could be read; those were predicted")
+        raise UserError(f"only {number} of {expected} frames could be read; those were predicted")
 
 
 @contextmanager
@@ -198,7 +199,7 @@ def _video(path: Path, rate: float) -> Iterator[Any]:
             fourcc = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(partial), fourcc, rate, (frame.shape[1], frame.shape[0]))
             if not writer.isOpened():
-                raise ValueError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
+                raise UserError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     try:

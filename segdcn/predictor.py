@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import read_image
 from segdcn.data.transforms import EvalTransform
 from segdcn.evaluation.inference import Inference, slide_classes
@@ -110,7 +111,7 @@ class Predictor:
         max_pixels: int | None = None,
     ) -> None:
         if max_pixels is not None and max_pixels < 1:
-            raise ValueError(f"max_pixels must be positive, got {max_pixels}")
+            raise UserError(f"max_pixels must be positive, got {max_pixels}")
         self.device = device or torch.device("cpu")
         self.network = network.to(self.device).eval()
         self.class_names, self.palette = list(class_names), [tuple(colour) for colour in palette]
@@ -258,7 +259,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a name that is none; a device that is not there
-        raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -270,7 +271,7 @@ def read_photo(path: Path) -> npt.NDArray[np.uint8]:
     Raises: FileNotFoundError, or DataError (a ValueError) when it is no image; one line that names the file.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no image at {path}")
+        raise MissingFileError(f"no image at {path}")
     pixels = read_image(path)
     try:
         with Image.open(path) as image:
@@ -287,7 +288,7 @@ def as_rgb(pixels: Array) -> npt.NDArray[np.uint8]:
     """
     wrong = pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape
     if wrong or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise ValueError(
+        raise UserError(
             "an image must be uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"
             f" got {pixels.dtype} {pixels.shape}"
         )
@@ -339,7 +340,7 @@ def _one_line_when_memory_ends(pixels: Array) -> Iterator[None]:
         words = ("out of memory", "can't allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
-        raise ValueError(
+        raise UserError(
             f"{pixels.shape[1]}×{pixels.shape[0]} pixels need more memory than there is: give a smaller window, such"
             " as inference.window=[512,512]"
         ) from error

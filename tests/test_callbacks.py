@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,17 +124,44 @@ def test_run_that_cannot_recover_stops_and_keeps_its_last_good_checkpoint(
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0"]
 
 
-def at_epoch_end(epoch: int, **figures: float) -> Any:
-    """As much of a trainer as the reporting callbacks look at."""
-    return SimpleNamespace(
-        is_global_zero=True,
-        current_epoch=epoch,
-        global_step=10 * (epoch + 1),
-        max_epochs=3,
-        callback_metrics={key.replace("_", "/"): torch.tensor(value) for key, value in figures.items()},
-        check_val_every_n_epoch=1,
-        optimizers=[SimpleNamespace(param_groups=[{"name": "head", "lr": 0.1}])],
+class Scripted(pl.LightningModule):
+    """Learns nothing and validates with the mIoU that is written down for each step."""
+
+    def __init__(self, miou: dict[int, float]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.miou = miou
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch).sum()
+        self.log("train/loss", torch.tensor(float(self.trainer.global_step)), on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val/miou", torch.tensor(self.miou[self.trainer.global_step]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([{"params": self.layer.parameters(), "name": "head"}], lr=0.1)
+
+
+def fit(folder: Path, miou: dict[int, float], resume: Path | None = None, **options: Any) -> None:
+    """Two steps an epoch, with the callbacks that report."""
+    data = DataLoader([torch.ones(1)] * 2, batch_size=None)
+    last = Checkpoint(folder, "last", enable_version_counter=False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=[
+            EpochLines(),
+            MetricsFile(folder / "metrics.csv"),
+            Checkpoint(folder, "last", enable_version_counter=False),
+        ],
+        logger=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **options,
     )
+    trainer.fit(Scripted(miou), data, data, ckpt_path=resume)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -143,56 +169,43 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_epoch_lines_mark_each_new_best_also_across_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    miou = {2: 0.2, 4: 0.1, 6: 0.3}
+    fit(tmp_path, miou, max_epochs=1)
+    fit(tmp_path, miou, tmp_path / "last.ckpt", max_epochs=3)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.endswith("*") for line in shown] == [True, False, True]
+    assert "epoch   2/3  step      4  train/loss 2.5000  val/miou 0.1000" in shown[1]
+    assert not any("\x1b" in line for line in shown)
+    assert [row["val/miou"] for row in rows(tmp_path / "metrics.csv")] == ["0.2", "0.1", "0.3"]
+
+
 def test_rows_of_epochs_that_are_run_again_are_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    first, again = MetricsFile(path), MetricsFile(path)
-    first.on_fit_start(at_epoch_end(0), None)  # type: ignore[arg-type]
-    for epoch in range(3):
-        first.on_train_epoch_end(at_epoch_end(epoch, train_loss=epoch), None)  # type: ignore[arg-type]
-    again.on_fit_start(at_epoch_end(0), None)  # type: ignore[arg-type]
-    # resumed from epoch 1's checkpoint; a figure that is new gets a column, one that is missing an empty cell
-    again.on_train_epoch_end(at_epoch_end(1, train_loss=7.0, val_miou=0.25), None)  # type: ignore[arg-type]
-    assert [(row["epoch"], row["train/loss"], row["val/miou"]) for row in rows(path)] == [
-        ("0", "0", ""),
-        ("1", "7", "0.25"),
-    ]
+    fit(tmp_path, {2: 0.1, 4: 0.2, 6: 0.3}, max_epochs=1)
+    (tmp_path / "last.ckpt").rename(tmp_path / "first.ckpt")
+    fit(tmp_path, {2: 0.1, 4: 0.2, 6: 0.3}, tmp_path / "first.ckpt", max_epochs=3)
+    fit(tmp_path, {4: 0.9}, tmp_path / "first.ckpt", max_epochs=2)
+    assert [(row["epoch"], row["val/miou"]) for row in rows(tmp_path / "metrics.csv")] == [("0", "0.1"), ("1", "0.9")]
 
 
 def test_an_epoch_without_validation_does_not_repeat_older_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, lines = MetricsFile(tmp_path / "metrics.csv"), EpochLines()
-    for epoch in range(4):
-        trainer = at_epoch_end(epoch, train_loss=epoch, val_miou=0.5)
-        trainer.check_val_every_n_epoch = 2
-        file.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-        lines.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
-    assert [row["val/miou"] for row in rows(tmp_path / "metrics.csv")] == ["", "0.5", "", "0.5"]
-    assert ["val/miou" in line for line in capsys.readouterr().out.splitlines()] == [False, True, False, True]
+    fit(tmp_path, {4: 0.5, 8: 0.5}, max_epochs=4, check_val_every_n_epoch=2)
+    found = rows(tmp_path / "metrics.csv")
+    assert [row["val/miou"] for row in found] == ["", "0.5", "", "0.5"]
+    assert [row["train/loss"] for row in found] == ["0.5", "2.5", "4.5", "6.5"]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["val/miou" in line for line in shown] == [False, True, False, True]
 
 
 def test_figures_that_do_not_exist_are_empty_cells(tmp_path: Path) -> None:
-    trainer = at_epoch_end(0, val_miou=math.nan, val_loss=1 / 3)
-    # Lightning's monitor of the learning rate: a stale figure, which a resumed run would not have
-    trainer.callback_metrics["lr-SGD/head"] = torch.tensor(0.2)
-    MetricsFile(tmp_path / "metrics.csv").on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    fit(tmp_path, {2: math.nan}, max_epochs=1)
     (row,) = rows(tmp_path / "metrics.csv")
     assert row["val/miou"] == ""
-    assert float(row["val/loss"]) == pytest.approx(1 / 3, rel=1e-5)
     assert {key: value for key, value in row.items() if key.startswith("lr")} == {"lr/head": "0.1"}
-
-
-def test_epoch_lines_mark_each_new_best(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = EpochLines()
-    for epoch, miou in enumerate((0.2, 0.1, 0.3)):
-        lines.on_train_epoch_end(at_epoch_end(epoch, val_miou=miou), None)  # type: ignore[arg-type]
-        if epoch == 0:  # also across a resume
-            state, lines = lines.state_dict(), EpochLines()
-            lines.load_state_dict(state)
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.endswith("*") for line in shown] == [True, False, True]
-    assert "epoch   2/3  step     20  val/miou 0.1000" in shown[1]
-    assert not any("\x1b" in line for line in shown)
 
 
 def test_checkpoint_remembers_the_best_score_in_a_moved_folder(tmp_path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from segdcn import UserError
+from segdcn.commands.compose import CONFIG_PATH
 from segdcn.runs.overrides import is_path, quoted, split_override
 
 
 def readable(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the values of paths in quotes where Hydra's grammar would take them for something else.
+    """The arguments with paths in quotes where Hydra's grammar would take them for something else, and null groups out.
 
     Raises: UserError, one line, for another argument that the grammar does not know.
     """
@@ -31,10 +33,12 @@ def _readable(argument: str, parser: OverridesParser, several: bool) -> str:
         parsed = parser.parse_override(argument)
     except HydraException as error:
         problem = str(error).splitlines()[0]
+    key, _, value = split_override(argument)
+    if value == "null" and (Path(CONFIG_PATH) / key).is_dir():  # a group, which Hydra takes out in another way
+        return f"~{key}"
     # in a sweep a comma parts the values of two jobs
     if parsed is not None and (several or not parsed.is_sweep_override()):
         return argument
-    key, _, value = split_override(argument)
     if is_path(key) and not value.startswith(("'", '"')):
         return argument[: len(argument) - len(value)] + quoted(value)
     if parsed is None:

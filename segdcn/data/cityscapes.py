@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, check_count, few
 from segdcn.data.instance_maps import InstanceMaps
 
@@ -81,13 +82,13 @@ class Cityscapes:
             and (split == "test" or (self.root / _annotation(split) / split).is_dir())
         }
         if not there:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no Cityscapes in {self.root}: expected leftImg8bit/train, gtFine/train and the same for val; unpack"
                 " leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip of cityscapes-dataset.com into one folder"
                 " and pass dataset.root=PATH"
             )
         if coarse and "train_extra" not in there:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"coarse=true needs leftImg8bit/train_extra and gtCoarse/train_extra in {self.root}: unpack"
                 " leftImg8bit_trainextra.zip and gtCoarse.zip there"
             )
@@ -102,7 +103,7 @@ class Cityscapes:
         if name == "train" and self.coarse:
             extra, extra_kind = self._pairs("train_extra")
             if kind != extra_kind:
-                raise ValueError(f"{self.root} has {kind} in gtFine but {extra_kind} in gtCoarse: keep one kind")
+                raise UserError(f"{self.root} has {kind} in gtFine but {extra_kind} in gtCoarse: keep one kind")
             pairs += extra
         mapping = _TO_TRAIN_ID if kind == "labelIds" else None
         return ImageMaskFiles(pairs, len(_CLASSES), mapping)
@@ -122,21 +123,21 @@ class Cityscapes:
     def _pairs(self, name: str) -> tuple[list[ImageMaskPair], str]:
         """The files of one split, and which kind of labels they have."""
         if name not in self.splits and not (name == "train_extra" and self.coarse):
-            raise ValueError(f"Cityscapes in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
+            raise UserError(f"Cityscapes in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
         annotation = _annotation(name)
         images = _by_name(self.root / "leftImg8bit" / name, "leftImg8bit")
         if not images:
-            raise FileNotFoundError(f"{self.root / 'leftImg8bit' / name} holds no CITY/*_leftImg8bit.png")
+            raise MissingFileError(f"{self.root / 'leftImg8bit' / name} holds no CITY/*_leftImg8bit.png")
         labels, kind = _by_name(self.root / annotation / name, f"{annotation}_labelIds"), "labelIds"
         if not labels:
             labels, kind = _by_name(self.root / annotation / name, f"{annotation}_labelTrainIds"), "labelTrainIds"
         if name != "test" and (lonely := images.keys() - labels.keys()):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{few(lonely)} in {self.root / 'leftImg8bit' / name} without CITY/*_{annotation}_{kind}.png in"
                 f" {self.root / annotation / name}: unpack {annotation}'s archive again"
             )
         if lonely := labels.keys() - images.keys():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{few(lonely)} in {self.root / annotation / name} without an image in"
                 f" {self.root / 'leftImg8bit' / name}: unpack leftImg8bit's archive again"
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset
+from segdcn import UserError
+from segdcn.data.dataset import IGNORE_INDEX, DataError, ImageMaskFiles, Sample, SegmentationDataset
 from segdcn.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -72,7 +75,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.rank, self.world_size = rank, world_size
         self.position = position
         if len(self) == 0:
-            raise ValueError(
+            raise UserError(
                 f"the train split holds {size} images, fewer than one batch of {batch_size} on each of"
                 f" {world_size} device(s): lower batch_size or add images"
             )
@@ -158,7 +161,7 @@ def check_world_size(trainer: pl.Trainer) -> None:
         started = int(environment.get("SLURM_STEP_NUM_TASKS", trainer.world_size))
     wanted = trainer.num_devices * trainer.num_nodes
     if trainer.world_size != wanted or started > wanted:
-        raise ValueError(
+        raise UserError(
             f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes} ask for {wanted}"
             f" process(es), but {launcher} started {started}: start them with {option}, or set trainer=ddp,"
             " trainer.devices (per node) and trainer.num_nodes to what was started"
@@ -223,12 +226,12 @@ class SegmentationDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if crop_size is None and batch_size > 1:
-            raise ValueError(
+            raise UserError(
                 f"crop_size=null trains on whole images, which cannot share a batch of {batch_size}: set"
                 f" datamodule.batch_size=1 and trainer.accumulate_grad_batches={batch_size}, or give a crop_size"
             )
         if batch_size < 1 or eval_batch_size < 1:
-            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size} (evaluation)")
+            raise UserError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size} (evaluation)")
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -237,6 +240,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
+        self._images: dict[str, list[Any]] | None = None
 
     def setup(self, stage: str) -> None:
         """Lightning calls this on each process before anything is loaded."""
@@ -246,7 +250,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Item]:
         """Augmented batches of the train split, from where the trainer stands; without a trainer, epoch 0."""
         if getattr(self.trainer, "overfit_batches", None):
-            raise ValueError("trainer.overfit_batches would replace the order of training: use a small data set")
+            raise UserError("trainer.overfit_batches would replace the order of training: use a small data set")
         samples = self.dataset.split("train")
         rank, world_size = self._process()
         batches = TrainBatches(len(samples), self.batch_size, self.seed, rank, world_size, self._trained_batches)
@@ -296,18 +300,42 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning writes this into each checkpoint."""
-        return {"trained_batches": self._trained_batches(), "world_size": self._process()[1]}
+        return {
+            "trained_batches": self._trained_batches(),
+            "world_size": self._process()[1],
+            "images": self._images_of_splits(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning calls this before the network and its optimizers are set up."""
         world_size = self._process()[1]
         saved = state_dict.get("world_size", world_size)
         if saved != world_size:
-            raise ValueError(
+            raise UserError(
                 f"the run was trained by {saved} process(es) and cannot go on with {world_size}, which would make"
                 " another batch and another order of images: set trainer.devices and trainer.num_nodes as before"
             )
         self._batches_in_checkpoint = state_dict["trained_batches"]
+        for split, (count, _) in (now := self._images_of_splits()).items():
+            before = state_dict.get("images", now)[split]
+            if before != now[split]:
+                consequence = "the order of training is another" if split == "train" else "figures do not compare"
+                warnings.warn(
+                    f"the {split} split has other images than when the run was saved ({before[0]} then, {count} now):"
+                    f" {consequence} with those before",
+                    stacklevel=2,
+                )
+
+    def _images_of_splits(self) -> dict[str, list[Any]]:
+        """The number of images of the splits that a run uses, and a digest of their names where names cost nothing."""
+        if self._images is None:
+            self._images = {}
+            for split in ("train", "val"):
+                samples = self.dataset.split(split)
+                names = [pair.name for pair in samples.pairs] if isinstance(samples, ImageMaskFiles) else []
+                digest = hashlib.blake2b("\n".join(names).encode("utf-8", "surrogateescape"), digest_size=8)
+                self._images[split] = [len(samples), digest.hexdigest()]
+        return self._images
 
     def teardown(self, stage: str) -> None:
         """Forget the checkpoint: the next fit may be a new run."""

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from segdcn import UserError
+
 try:
     import pyspng
 except ImportError:  # no wheel for this Python: OpenCV decodes PNGs as well, in half as much time again
@@ -67,12 +69,8 @@ class SegmentationDataset(Protocol):
         ...
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data file that cannot be used; the message is one line that names it."""
-
-    def __init__(self, message: str) -> None:
-        # A DataLoader raises its worker's error anew with the worker's whole traceback as the message.
-        super().__init__(message.strip().rpartition("DataError: ")[2])
 
 
 class ImageMaskPair(NamedTuple):

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segdcn import UserError
 from segdcn.data.dataset import Sample
 
 SIZE = 96
@@ -50,7 +51,7 @@ class Shapes:
     def split(self, name: str) -> Sequence[Sample]:
         """The samples of ``train``, ``val`` or ``test``, drawn once (some 2 ms each) and then kept in memory."""
         if name not in SPLITS:
-            raise ValueError(f"shapes has the splits {', '.join(SPLITS)}, not {name!r}")
+            raise UserError(f"shapes has the splits {', '.join(SPLITS)}, not {name!r}")
         if name not in self._samples:
             self._samples[name] = [self._draw(name, index) for index in range(self.sizes[name])]
         return self._samples[name]

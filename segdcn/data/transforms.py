@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX, Array
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for its version
@@ -53,17 +54,17 @@ class TrainTransform:
         long_side: int | None = None,
     ) -> None:
         if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < MIN_CROP):
-            raise ValueError(f"crop_size must be (height, width) of at least {MIN_CROP}, got {tuple(crop_size)}")
+            raise UserError(f"crop_size must be (height, width) of at least {MIN_CROP}, got {tuple(crop_size)}")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be (lowest, highest) with 0 < lowest <= highest, got {tuple(scale)}")
+            raise UserError(f"scale must be (lowest, highest) with 0 < lowest <= highest, got {tuple(scale)}")
         if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability in 0..1, got {flip}")
+            raise UserError(f"flip must be a probability in 0..1, got {flip}")
         if not 0 <= photometric <= 1:
-            raise ValueError(f"photometric must be a strength in 0..1, got {photometric}")
+            raise UserError(f"photometric must be a strength in 0..1, got {photometric}")
         if short_side is not None and short_side < MIN_CROP:
-            raise ValueError(f"short_side must be at least {MIN_CROP} pixels, got {short_side}")
+            raise UserError(f"short_side must be at least {MIN_CROP} pixels, got {short_side}")
         if long_side is not None and (short_side is None or long_side < short_side):
-            raise ValueError(f"long_side must be at least short_side, got {long_side} and {short_side}")
+            raise UserError(f"long_side must be at least short_side, got {long_side} and {short_side}")
         factors = (1 - photometric, 1 + photometric)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns about argument names that it does not know

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, voc_palette
 from segdcn.data.instance_maps import InstanceMaps
 
@@ -56,7 +57,7 @@ class VOC:
         folders = [Path(root, *below) for below in (("VOCdevkit", "VOC2012"), ("VOC2012",), ())]
         found = [folder for folder in folders if (folder / "ImageSets" / "Segmentation").is_dir()]
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no VOC 2012 in {root}: expected VOCdevkit/VOC2012/ImageSets/Segmentation in it; unpack"
                 " VOCtrainval_11-May-2012.tar of host.robots.ox.ac.uk/pascal/VOC/voc2012 and pass dataset.root=PATH"
             )
@@ -81,7 +82,7 @@ class VOC:
         assert self.sbd_root is not None
         lists = [self.sbd_root / "train.txt", self.sbd_root / "val.txt"]
         if missing := [file for file in lists if not file.is_file()]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{missing[0]} does not exist: sbd_root must be the folder benchmark_RELEASE/dataset of SBD's"
                 " benchmark.tgz, with img/, cls/, train.txt and val.txt"
             )
@@ -91,10 +92,10 @@ class VOC:
     def split(self, name: str) -> ImageMaskFiles:
         """The images of one split in the order of its list; their files are read when they are indexed."""
         if name not in self.splits:
-            raise ValueError(f"VOC 2012 in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
+            raise UserError(f"VOC 2012 in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
         names = read_list(self.list_file(name))
         if not names:
-            raise FileNotFoundError(f"{self.list_file(name)} names no image")
+            raise MissingFileError(f"{self.list_file(name)} names no image")
         images = {stem: self.root / "JPEGImages" / f"{stem}.jpg" for stem in names}
         masks = {stem: self.root / "SegmentationClass" / f"{stem}.png" for stem in names if name != "test"}
         if name == "train" and self.sbd_root is not None:
@@ -122,7 +123,7 @@ class VOC:
             if missing := [file.name for file in files if file.parent == folder and file.stem not in stems]:
                 command = f"run python scripts/prepare_voc.py {self.root} --sbd {self.sbd_root}"
                 mend = command if folder == self.sbd_masks else "unpack its archive again"
-                raise FileNotFoundError(f"{few(missing)} of the lists missing in {folder}: {mend}")
+                raise MissingFileError(f"{few(missing)} of the lists missing in {folder}: {mend}")
 
 
 def read_list(path: Path) -> list[str]:
