@@ -28,7 +28,6 @@ NAMES = (
     "data [v2]",
     "~",
     "x\\y",
-    '"q"',
 )
 # a value as Hydra reads it; an interpolation is one within quotes too
 PATHS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1).filter(

@@ -150,11 +150,7 @@ def fit(folder: Path, miou: dict[int, float], resume: Path | None = None, **opti
     last = Checkpoint(folder, "last", enable_version_counter=False)
     trainer = pl.Trainer(
         accelerator="cpu",
-        callbacks=[
-            EpochLines(),
-            MetricsFile(folder / "metrics.csv"),
-            Checkpoint(folder, "last", enable_version_counter=False),
-        ],
+        callbacks=[EpochLines(), MetricsFile(folder / "metrics.csv"), last],
         logger=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -141,7 +141,7 @@ def test_a_recipe_of_train_aug_does_not_run_without_sbd(
     root = make_voc(tmp_path / "data")
     settings = ("model.weights=null", "model.backbone=resnet_tiny", "trainer.accelerator=cpu")
     assert call(train.main, f"experiment={experiment}", f"dataset.root={root}", *settings) == 1
-    assert "sbd_root must be the folder benchmark_RELEASE/dataset" in one_line(capsys.readouterr().err)
+    assert "dataset.sbd_root must be given" in one_line(capsys.readouterr().err)
     assert not list(in_empty_folder.iterdir())
 
 

@@ -323,7 +323,7 @@ class SegmentationDataModule(pl.LightningDataModule):
                 warnings.warn(
                     f"the {split} split has other images than when the run was saved ({before[0]} then, {count} now):"
                     f" {consequence} with those before",
-                    stacklevel=2,
+                    stacklevel=1,  # a line of ours, which is shown without its place
                 )
 
     def _images_of_splits(self) -> dict[str, list[Any]]:

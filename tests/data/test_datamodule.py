@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from segdcn.data.datamodule import EvaluationOrder, SegmentationDataModule, TrainBatches
-from segdcn.data.dataset import DataError, Sample, read_image
+from segdcn.data.dataset import DataError, ImageMaskFiles, ImageMaskPair, Sample, read_image
 
 SIZES = {"train": 10, "val": 5, "test": 3}
 
@@ -356,3 +356,32 @@ def test_loading_workers_end_when_their_run_asks_and_for_nobody_else() -> None:
     worker.terminate()
     worker.join(timeout=10)
     assert not worker.is_alive()
+
+
+class Counted:
+    """As many images as one likes, under the names of files or not."""
+
+    class_names, palette, splits = ("a", "b"), ((0, 0, 0), (1, 1, 1)), ("train", "val")
+
+    def __init__(self, **names: list[str]) -> None:
+        self.names = names
+
+    def split(self, name: str) -> ImageMaskFiles:
+        return ImageMaskFiles([ImageMaskPair(Path(one), None, one) for one in self.names[name]], num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "told"),
+    [
+        (["a", "b"], ["c"], []),
+        (["a", "b"], ["c", "d"], ["the val split has other images than when the run was saved (1 then, 2 now)"]),
+        (["a", "b"], ["d"], ["the val split has other images than when the run was saved (1 then, 1 now)"]),
+        (["a"], ["c"], ["the train split has other images than when the run was saved (2 then, 1 now)"]),
+    ],
+)
+def test_a_resumed_run_says_that_its_images_are_others(train: list[str], val: list[str], told: list[str]) -> None:
+    saved = SegmentationDataModule(Counted(train=["a", "b"], val=["c"]), 1, (32, 32)).state_dict()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SegmentationDataModule(Counted(train=train, val=val), 1, (32, 32)).load_state_dict(saved)
+    assert [str(warning.message).partition(":")[0] for warning in caught] == told
