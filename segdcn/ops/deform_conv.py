@@ -231,7 +231,8 @@ class DeformConv2d(nn.Module):
         if not self.modulated:
             return predicted, None
         points = predicted.shape[1] // 3
-        return predicted[:, : 2 * points], 2 * predicted[:, 2 * points :].sigmoid()
+        offset, logit = predicted.split_with_sizes((2 * points, points), dim=1)
+        return offset, 2 * logit.sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
         """Predict where to sample from ``input``, then convolve it there."""

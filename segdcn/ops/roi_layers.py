@@ -54,9 +54,14 @@ class DeformRoIPool(nn.Module):
         """Pool plainly, predict how the bins move, pool again."""
         settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
         plain = deform_roi_pool(input, rois, None, *settings)
-        predicted = self.branch(plain.flatten(1)).view(rois.shape[0], 3 if self.modulated else 2, *self.output_size)
-        pooled = deform_roi_pool(input, rois, predicted[:, :2], *settings)
-        return pooled * 2 * predicted[:, 2:].sigmoid() if self.modulated else pooled
+        predicted: Tensor = self.branch(plain.flatten(1)).view(
+            rois.shape[0], 3 if self.modulated else 2, *self.output_size
+        )
+        if not self.modulated:
+            return deform_roi_pool(input, rois, predicted, *settings)
+        offset, logit = predicted.split_with_sizes((2, 1), dim=1)
+        pooled = deform_roi_pool(input, rois, offset, *settings)
+        return pooled * 2 * logit.sigmoid()
 
     def extra_repr(self) -> str:
         """The settings of the pooling."""

@@ -44,7 +44,8 @@ def kernel_points(
     tap = torch.arange(points, device=offset.device)
     tap_y = (tap // kernel_w * dilation[0]).to(dtype).view(-1, 1, 1)
     tap_x = (tap % kernel_w * dilation[1]).to(dtype).view(-1, 1, 1)
-    return shift[:, :, :, 0] + (tap_y + rows.view(-1, 1)), shift[:, :, :, 1] + (tap_x + columns)
+    dy, dx = shift.unbind(3)
+    return dy + (tap_y + rows.view(-1, 1)), dx + (tap_x + columns)
 
 
 def outside_map(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
