@@ -50,9 +50,10 @@ ALLOWED = {
     "segdcn.analysis": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.ops"},
     "segdcn.analysis.cost": {"torch", "segdcn.models", "segdcn.stopwatch"},
     "segdcn.analysis.tables": set(),
-    "segdcn.analysis.pictures": {"numpy", "matplotlib"},
+    "segdcn.analysis.pictures": {"numpy", "matplotlib", "segdcn.fonts"},
     "segdcn.analysis.objects": {"numpy", "cv2"},
     "segdcn.analysis.offset_study": {"torch", "numpy", "segdcn.analysis", "segdcn.data", "segdcn.ops"},
+    "segdcn.fonts": {"matplotlib", "fontTools", "PIL"},
     "segdcn.exchange": {"torch", "onnx", "onnxruntime", "segdcn.models", "segdcn.ops"},
     "segdcn.models.cost": {"torch", "segdcn.ops"},
     "segdcn.report": {"segdcn.report", "segdcn.run_folder"},
@@ -82,7 +83,7 @@ ALLOWED = {
     "segdcn.sweep.slurm": {"submitit", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.runs": {"yaml", "segdcn.sweep", "segdcn.run_folder"},
     "segdcn.sweep.estimate": {"scipy"},
-    "segdcn.sweep.plot": {"matplotlib", "segdcn.sweep"},
+    "segdcn.sweep.plot": {"matplotlib", "segdcn.fonts", "segdcn.sweep"},
 }
 LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.assembly", *COMMANDS}
 HYDRA = {"segdcn.assembly", *COMMANDS}

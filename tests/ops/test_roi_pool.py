@@ -7,7 +7,6 @@ import itertools
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -555,15 +554,13 @@ EMPTY_MODULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("name", EMPTY_MODULES)
-@pytest.mark.parametrize(
-    ("regions", "images", "channels", "out"), [(0, 2, 4, 6), (0, 0, 4, 6), (3, 2, 0, 6), (3, 2, 4, 0), (0, 0, 0, 0)]
-)
+@pytest.mark.parametrize(("regions", "images", "channels", "out"), [(0, 0, 4, 6), (3, 2, 0, 6), (3, 2, 4, 0)])
 def test_a_module_with_nothing_to_do_trains_compiles_and_is_exported(
     name: str, regions: int, images: int, channels: int, out: int
 ) -> None:
-    with warnings.catch_warnings(action="ignore"):  # "Initializing zero-element tensors is a no-op"
-        module = EMPTY_MODULES[name](channels, out)
+    module = EMPTY_MODULES[name](channels, out)
     x, rois = torch.randn(images, channels, 6, 9), some_rois(regions, max(1, images), 12, 18).float()
     torch.compiler.reset()  # one function is compiled anew for each module, which has a limit
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
