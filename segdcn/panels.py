@@ -8,16 +8,20 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX
+from segdcn.fonts import draw_text, drawable, fitted, text_width
 
 TILE_SIZE = 480  # longest side of a tile in pixels
 MIN_TILE_WIDTH = 240  # room for a caption
 TILES_PER_ROW = 4
 MARGIN = 12
-SWATCH_SIZE = 16
+SWATCH_SIZE = 16  # and that of the letters beside it
+TITLE_SIZE = 20
+LINE = 24
+LONGEST_NAME = 24  # widths of a letter's height: a longer name in a legend loses its middle
 
 BACKGROUND = (255, 255, 255)
 TEXT = (30, 30, 30)
@@ -25,7 +29,6 @@ WRONG = (230, 40, 40)
 GREEN, RED = (40, 230, 90), (255, 50, 40)
 HATCH_DARK, HATCH_LIGHT = (48, 48, 48), (104, 104, 104)
 
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
@@ -56,7 +59,7 @@ def comparison_panel(
     image: Bytes,
     label: Array,
     prediction: Array,
-    class_names: Sequence[str],
+    class_names: Sequence[object],
     palette: Sequence[Sequence[int]],
     title: str = "",
 ) -> Image.Image:
@@ -67,7 +70,7 @@ def comparison_panel(
     Args:
         image: uint8 (H, W, 3), not normalised.
         label, prediction: integers (H, W); 255 in the label is ignored.
-        class_names, palette: K names and K colours.
+        class_names, palette: K names and K colours; a name is anything, shown as its ``str``.
 
     Raises:
         ValueError: sizes differ, names and colours differ in number, or a class has no colour.
@@ -94,9 +97,10 @@ def comparison_panel(
         (errors, _error_map(photograph, shown_label, shown_wrong)),
     ]
     present = np.union1d(label[valid], prediction[prediction != IGNORE_INDEX])
-    legend = [(class_names[k], np.full((SWATCH_SIZE, SWATCH_SIZE, 3), palette[k], np.uint8)) for k in present]
+    names = _shown(class_names)
+    legend = [(names[k], _swatch(palette[k], SWATCH_SIZE)) for k in present]
     if wrong.any():
-        legend.append(("wrong", np.full((SWATCH_SIZE, SWATCH_SIZE, 3), WRONG, np.uint8)))
+        legend.append(("wrong", _swatch(WRONG, SWATCH_SIZE)))
     if not valid.all():
         legend.append(("ignored", _hatch(SWATCH_SIZE, SWATCH_SIZE)))
     return _sheet(tiles, legend, title)
@@ -105,7 +109,7 @@ def comparison_panel(
 def overlay(
     image: Bytes,
     label: Array,
-    class_names: Sequence[str],
+    class_names: Sequence[object],
     palette: Sequence[Sequence[int]],
     alpha: float = 0.5,
     legend: str = "present",
@@ -115,7 +119,7 @@ def overlay(
     Args:
         image: uint8 (H, W, 3), not normalised.
         label: integers (H, W), 0..K-1.
-        class_names, palette: K names and K colours.
+        class_names, palette: K names and K colours; a name is anything, shown as its ``str``.
         alpha: share of the colours, 0 (image alone) to 1 (colours alone).
         legend: "present" names the classes that occur, "all" every class (frames of a video keep one size), "none"
             leaves the legend out.
@@ -134,37 +138,37 @@ def overlay(
     blended = Image.fromarray(cv2.addWeighted(image, 1 - alpha, colours, alpha, 0).astype(np.uint8, copy=False))
     if legend == "none":
         return blended
-    size = max(SWATCH_SIZE, round(max(label.shape) / 50))
-    font = ImageFont.load_default(size=size)
-    present = np.unique(label) if legend == "present" else range(len(palette))
-    entries = [(class_names[k], np.full((size, size, 3), palette[k], np.uint8)) for k in present]
-    places, bottom = _legend_places(entries, blended.width, blended.height + size // 2, font, size)
+    # letters that can be read where the whole picture is seen, in a strip of an image no larger than in another
+    size = max(SWATCH_SIZE, round(min(max(label.shape) / 50, label.size**0.5 / 30)))
+    names = _shown(class_names)
+    present = np.unique(label[label != IGNORE_INDEX]) if legend == "present" else range(len(palette))
+    entries = [(fitted(names[k], size, LONGEST_NAME * size), _swatch(palette[k], size)) for k in present]
+    places, bottom = _legend_places(entries, blended.width, blended.height + size // 2, size)
     # an image narrower than a class's name is given room for it
-    widths = [x + 2 * size + round(font.getlength(name)) for (name, _), (x, _) in zip(entries, places, strict=True)]
-    sheet = Image.new("RGB", (max(blended.width, *widths), bottom + size // 4), BACKGROUND)
+    widths = [x + 2 * size + round(text_width(name, size)) for (name, _), (x, _) in zip(entries, places, strict=True)]
+    sheet = Image.new("RGB", (max([blended.width, *widths]), bottom + size // 4), BACKGROUND)
     sheet.paste(blended)
-    _draw_legend(sheet, entries, places, font, size)
+    _draw_legend(sheet, entries, places, size)
     return sheet
 
 
 def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]], title: str = "") -> Image.Image:
     """One tile per chosen pixel: the pixel in green, the points that the network samples for it in red.
 
-    Points outside the image are not drawn; the caption counts them.
+    Points outside the image are not drawn; the caption counts them. Without a pixel the image stands alone, and the
+    caption says that it has no labelled pixel.
 
     Args:
         image: uint8 (H, W, 3), not normalised.
         points: pairs of a pixel (row, col) and its sampling points (M, 2), (y, x) in image pixels.
     """
     _check_image(image)
-    if not points:
-        raise UserError("a sampling panel needs at least one pixel")
     height, width = image.shape[:2]
     # Dots are drawn on a larger canvas and shrunk, since Pillow draws circles with hard edges.
     dimmed = Image.fromarray((_resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
     canvas_size = (2 * dimmed.width, 2 * dimmed.height)
     scale = np.array([canvas_size[1] / height, canvas_size[0] / width])
-    tiles = []
+    tiles = [] if points else [("no labelled pixel", np.asarray(dimmed))]
     for pixel, point_list in points:
         samples = np.asarray(point_list)
         inside = ((samples >= -0.5) & (samples < np.array([height, width]) - 0.5)).all(axis=1)
@@ -231,39 +235,49 @@ def _error_map(photograph: Bytes, label: Bytes, wrong: Bytes) -> Bytes:
 
 def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], title: str) -> Image.Image:
     """Tiles of one size with their captions, row by row, under a title and above a legend that wraps."""
-    font, title_font = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
-    line = 24
+    (title,) = drawable([title])
     tile_height, tile_width = tiles[0][1].shape[:2]
     cell_width = max(tile_width, MIN_TILE_WIDTH) + MARGIN
-    cell_height = line + tile_height + MARGIN
+    cell_height = LINE + tile_height + MARGIN
     columns = min(len(tiles), TILES_PER_ROW)
     rows = -(-len(tiles) // TILES_PER_ROW)
     width = MARGIN + columns * cell_width
-    top = MARGIN + (line + 8 if title else 0)
+    top = MARGIN + (LINE + 8 if title else 0)
 
-    places, bottom = _legend_places(legend, width, top + rows * cell_height, font, SWATCH_SIZE)
+    longest = min(LONGEST_NAME * SWATCH_SIZE, width - MIN_TILE_WIDTH // 4)
+    legend = [(fitted(name, SWATCH_SIZE, longest), swatch) for name, swatch in legend]
+    places, bottom = _legend_places(legend, width, top + rows * cell_height, SWATCH_SIZE)
     height = bottom + (MARGIN // 2 if legend else 0)
 
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, TEXT, title_font)
+    draw_text(draw, (MARGIN, MARGIN), fitted(title, TITLE_SIZE, width - 2 * MARGIN), TITLE_SIZE, TEXT)
     for index, (caption, tile) in enumerate(tiles):
         row, column = divmod(index, TILES_PER_ROW)
         x, y = MARGIN + column * cell_width, top + row * cell_height
-        draw.text((x, y), caption, TEXT, font)
-        sheet.paste(Image.fromarray(tile), (x, y + line))
-    _draw_legend(sheet, legend, places, font, SWATCH_SIZE)
+        draw_text(draw, (x, y), caption, SWATCH_SIZE, TEXT)
+        sheet.paste(Image.fromarray(tile), (x, y + LINE))
+    _draw_legend(sheet, legend, places, SWATCH_SIZE)
     return sheet
 
 
+def _shown(class_names: Sequence[object]) -> list[str]:
+    """Names as they are drawn; a number for one without letters."""
+    return [name or f"class {k}" for k, name in enumerate(drawable(class_names))]
+
+
+def _swatch(colour: Sequence[int], size: int) -> Bytes:
+    return np.full((size, size, 3), colour, np.uint8)
+
+
 def _legend_places(
-    legend: list[tuple[str, Bytes]], width: int, top: int, font: Font, size: int
+    legend: list[tuple[str, Bytes]], width: int, top: int, size: int
 ) -> tuple[list[tuple[int, int]], int]:
     """Upper left corner of each entry, in lines that wrap at ``width``, and where the last line ends."""
     line, gap, margin = 3 * size // 2, 3 * size // 8, 3 * size // 4
     places, x, y = [], margin, top
     for name, _ in legend:
-        entry_width = size + gap + round(font.getlength(name)) + 5 * size // 4
+        entry_width = size + gap + round(text_width(name, size)) + 5 * size // 4
         if x > margin and x + entry_width > width:
             x, y = margin, y + line
         places.append((x, y))
@@ -271,11 +285,9 @@ def _legend_places(
     return places, y + (line if legend else 0)
 
 
-def _draw_legend(
-    sheet: Image.Image, legend: list[tuple[str, Bytes]], places: list[tuple[int, int]], font: Font, size: int
-) -> None:
+def _draw_legend(sheet: Image.Image, legend: list[tuple[str, Bytes]], places: list[tuple[int, int]], size: int) -> None:
     draw = ImageDraw.Draw(sheet)
     for (name, swatch), (x, y) in zip(legend, places, strict=True):
         sheet.paste(Image.fromarray(swatch), (x, y + 2))
         draw.rectangle((x, y + 2, x + size - 1, y + 1 + size), outline=TEXT)
-        draw.text((x + size + 3 * size // 8, y), name, TEXT, font)
+        draw_text(draw, (x + size + 3 * size // 8, y), name, size, TEXT)

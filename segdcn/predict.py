@@ -59,7 +59,7 @@ def predict(config: DictConfig) -> list[str]:
     areas: Areas = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # the bar is for a person who waits: a log file gets none
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True) as progress:
         task = progress.add_task("files", total=len(files))
         for name, path in files.items():
             run = _predict_video if path.suffix.lower() in VIDEOS else _predict_image

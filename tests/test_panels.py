@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from segdcn.panels import GREEN, RED, WRONG, central_pixels, colorize, comparison_panel, sampling_panel
+from segdcn.panels import GREEN, RED, WRONG, central_pixels, colorize, comparison_panel, overlay, sampling_panel
 
 PALETTE = [(10, 20, 30), (200, 100, 0), (0, 150, 250)]
 NAMES = ["background", "disc", "star"]
@@ -113,8 +115,6 @@ def test_inputs_that_do_not_fit_are_named() -> None:
         comparison_panel(image, label, prediction, NAMES[:2], PALETTE)
     with pytest.raises(ValueError, match="prediction 300 has no colour"):
         comparison_panel(image, label, np.full((24, 36), 300), NAMES, PALETTE)
-    with pytest.raises(ValueError, match="at least one pixel"):
-        sampling_panel(image, [])
 
 
 def test_sampling_points_are_drawn_where_they_are() -> None:
@@ -140,6 +140,62 @@ def test_sampling_panel_has_a_tile_for_each_pixel() -> None:
     assert panel.height > 2 * 480  # two rows
     alone = sampling_panel(image, chosen[:1], "one pixel")
     assert count(panel, GREEN) == pytest.approx(5 * count(alone, GREEN), rel=0.02)
+
+
+def test_an_image_without_a_labelled_pixel_is_shown_with_a_word_about_it() -> None:
+    image = np.full((48, 48, 3), 100, np.uint8)
+    alone = pixels(sampling_panel(image, [], "nothing labelled"))
+    assert (alone == 70).all(axis=2).sum() >= 480 * 480  # the photograph, dimmed as in the other tiles
+    assert count(alone, GREEN) == count(alone, RED) == 0
+    assert (alone[:70] < 100).any()  # a title and a caption
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (20000, 20), (20, 20000)])
+def test_images_of_any_shape_stay_within_bounds(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    label = rng.integers(0, 3, (height, width), np.uint8)
+    names = ["road", "a name of many words " * 10, "sky"]
+    points = [((height // 2, width // 2), rng.normal(0, 20, (50, 2)))]
+    for panel in (
+        comparison_panel(image, label, np.roll(label, 1), names, PALETTE, "a/folder/" * 30),
+        sampling_panel(image, points, "a/folder/" * 30),
+        sampling_panel(image, []),
+    ):
+        assert panel.width < 2100
+        assert panel.height < 700
+    drawn = overlay(image, label, names, PALETTE)
+    np.testing.assert_array_equal(
+        np.asarray(drawn)[:height, :width], np.asarray(overlay(image, label, names, PALETTE, legend="none"))
+    )
+    assert drawn.width < width + 600
+    assert drawn.height < height + 400
+    assert overlay(image, np.full_like(label, 255), names, PALETTE).width == width  # nothing to name
+
+
+@pytest.mark.filterwarnings("ignore:no font on this machine")
+@settings(max_examples=40, deadline=None)
+@given(names=st.lists(st.text(max_size=200), min_size=3, max_size=3), title=st.text(max_size=200))
+def test_any_name_and_title_can_be_drawn(names: list[str], title: str) -> None:
+    image, label, prediction = shown()
+    panel = comparison_panel(image, label, prediction, names, PALETTE, title)
+    small = overlay(image, prediction, names, PALETTE)
+    assert 1800 < panel.width < 2100
+    assert panel.height < 600
+    assert small.width < 36 + 600
+    assert small.height < 24 + 150
+    for colour in PALETTE:
+        assert count(small, colour) >= 14 * 14  # the swatch stands, whatever the name
+
+
+def test_names_need_not_be_strings() -> None:
+    image, label, prediction = shown()
+    named = comparison_panel(image, label, prediction, ["7", "1.5", "None"], PALETTE)
+    assert comparison_panel(image, label, prediction, [7, 1.5, None], PALETTE) == named
+    assert overlay(image, prediction, [0, 1, 2], PALETTE) == overlay(image, prediction, ["0", "1", "2"], PALETTE)
+    assert overlay(image, prediction, ["", " ", "\n"], PALETTE) == overlay(
+        image, prediction, ["class 0", "class 1", "class 2"], PALETTE
+    )
 
 
 def test_central_pixels_lie_deepest_inside_the_most_frequent_classes() -> None:

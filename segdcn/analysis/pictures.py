@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segdcn.fonts import drawable, shortened, text_style
+
 Array = NDArray[Any]
 Pixel = tuple[int, int]
 
@@ -37,7 +39,8 @@ def length_picture(study: Mapping[str, Any]) -> bytes:
         for value, style in ((length["mean"], "-"), (length["p95"], "--")):
             axes.axvline(value, color=LEARNED, linewidth=1.2, linestyle=style)
         words = f"mean {length['mean']:.2f}, 95 % below {length['p95']:.2f}, longest {length['max']:.1f}"
-        axes.set_title(f"{layer['name']}: {words}", fontsize=8, loc="left", parse_math=False)
+        (name,) = drawable([layer["name"]])
+        axes.set_title(f"{shortened(name, 60)}: {words}", fontsize=8, loc="left", **text_style(name))
         axes.set_ylabel("samples, %", fontsize=8)
         axes.tick_params(labelsize=8)
         for side in ("top", "right"):
@@ -96,11 +99,12 @@ def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: 
 
 
 def _tiles(image: Array, rows: int, columns: int, title: str) -> tuple[Figure, Array]:
-    height, width = image.shape[:2]
-    size = (TILE * columns, (TILE * height / width + 0.25) * rows + 0.3)
+    shape = image.shape[0] / image.shape[1]
+    size = (TILE * columns, (TILE * min(max(shape, 0.4), 3.0) + 0.25) * rows + 0.3)  # a strip stays within bounds
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=8, x=0.01, ha="left", parse_math=False)
+    (title,) = drawable([title])
+    figure.suptitle(shortened(title, 40 * columns), fontsize=8, x=0.01, ha="left", **text_style(title))
     return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
@@ -235,12 +234,11 @@ def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackb
         )
     low = len(strides) - 1 - strides[::-1].index(4)
     if weights not in (None, "imagenet"):
-        with torch.device("meta"):
-            whole = timm.create_model(name).state_dict()
+        whole = set(timm.create_model(name).state_dict())  # not on "meta": some compute with values while being built
         # timm flattens some networks for features_only: stages.0.weight becomes stages_0.weight
         own = {key.replace(".", "_"): key for key in network.state_dict()}
         state = {own.get(key.replace(".", "_"), key): value for key, value in read_state_dict(weights).items()}
-        load_strictly(network, state, weights, classifier_names=whole.keys())
+        load_strictly(network, state, weights, classifier_names=whole)
     return TimmBackbone(network, (channels[low], channels[-2], channels[-1]), output_stride, low)
 
 

@@ -1,12 +1,12 @@
-"""What every operator asks of its arguments before any kernel runs."""
+"""What every operator asks of its arguments before any kernel runs, and its answer where there is nothing to do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 IntPair = int | tuple[int, int]
@@ -43,3 +43,40 @@ def check_tensors(
             raise ValueError(f"{name} must have input's dtype {input.dtype}, got {tensor.dtype}")
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+
+
+def check_map(input: Tensor) -> None:
+    """ValueError unless ``input`` is (N, C, H, W) with a pixel; N and C may be 0."""
+    if input.ndim != 4:
+        raise ValueError(f"input must be (N, C, H, W), got {tuple(input.shape)}")
+    if 0 in input.shape[2:]:
+        raise ValueError(f"input must have at least one pixel, got {tuple(input.shape)}")
+
+
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: IntPair, padding: IntPair, dilation: IntPair
+) -> list[int]:
+    """Rows and columns of a convolution's result, by those of its input and the kernel."""
+    stride, padding, dilation = two(stride), two(padding), two(dilation)
+    return [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+
+
+def without_channels(
+    input: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int], *others: Tensor
+) -> Tensor:
+    """A convolution whose sums are empty, to a map of ``size``: the bias alone; other gradients are zeros, not None."""
+    output = input.new_zeros(input.shape[0], weight.shape[0], *size)
+    for tensor in (input, weight, *others):
+        output = output + tensor[..., :0].sum().to(output.dtype)  # 0, whatever the tensor holds
+    return output if bias is None else output + bias.view(-1, 1, 1)
+
+
+def convolve(layer: nn.Conv2d, input: Tensor) -> Tensor:
+    """``layer(input)``, where it has no channels too: PyTorch refuses none out, and gives none out for none in."""
+    if layer.in_channels and layer.out_channels:
+        return cast(Tensor, layer(input))
+    geometry = (cast(IntPair, layer.stride), cast(IntPair, layer.padding), cast(IntPair, layer.dilation))
+    size = output_size(input.shape[2:], layer.kernel_size, *geometry)
+    dtype = autocast_dtype(input) or input.dtype
+    input, weight = input.to(dtype), layer.weight.to(dtype)
+    return without_channels(input, weight, None if layer.bias is None else layer.bias.to(dtype), size)

@@ -11,7 +11,16 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from segdcn.ops.checks import IntPair, autocast_dtype, check_tensors, two
+from segdcn.ops.checks import (
+    IntPair,
+    autocast_dtype,
+    check_map,
+    check_tensors,
+    convolve,
+    output_size,
+    two,
+    without_channels,
+)
 from segdcn.ops.gather_conv import gather_conv2d
 from segdcn.ops.grid_sample_conv import grid_sample_conv2d
 
@@ -34,7 +43,7 @@ def deform_conv2d(
 
     Shape: input (N, C, H, W), offset (N, 2GK, Ho, Wo) in pixels of the input map, interleaved (dy, dx), row-major
     over the kernel, group slowest; weight (C_out, C / groups, kh, kw); mask (N, GK, Ho, Wo), a factor on each
-    sample -> (N, C_out, Ho, Wo).
+    sample -> (N, C_out, Ho, Wo). N, C and C_out may be 0: then the result is the bias or empty, gradients are zeros.
     A sample that is not finite or lies a pixel or more outside the map contributes zero and gets a zero gradient.
 
     Half precision: coordinates are float32 at least, features stay as they are; give offset and mask in float32
@@ -58,6 +67,8 @@ def deform_conv2d(
     _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be auto, gather, torchvision or grid_sample, got {backend!r}")
+    if 0 in weight.shape[:2]:
+        return without_channels(input, weight, bias, offset.shape[2:], offset, *([] if mask is None else [mask]))
     if backend == "auto":
         backend = "gather" if _gather_is_faster(input) else "torchvision"
     if backend == "torchvision":
@@ -113,18 +124,21 @@ def _check_shapes(
             "input, offset and weight must have 4 dimensions, "
             f"got {tuple(input.shape)}, {tuple(offset.shape)} and {tuple(weight.shape)}"
         )
+    check_map(input)
     for name, values, lowest in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
         if min(values) < lowest:
             raise ValueError(f"{name} must be {lowest} or more, got {values}")
     n, channels = input.shape[:2]
-    kernel = weight.shape[2:]
+    per_group, kernel = weight.shape[1], weight.shape[2:]
+    if 0 in kernel:
+        raise ValueError(f"weight must have a kernel of 1 x 1 or more, got {kernel[0]} x {kernel[1]}")
     points = kernel[0] * kernel[1]
-    out = [(input.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    out = output_size(input.shape[2:], kernel, stride, padding, dilation)
     if min(out) < 1:
         raise ValueError(f"input of {tuple(input.shape[2:])} pixels, padding included, is smaller than the kernel")
-    if channels % weight.shape[1] != 0:
-        raise ValueError(f"weight expects {weight.shape[1]} channels per group, which do not divide input's {channels}")
-    groups = channels // weight.shape[1]
+    groups = channels // per_group if per_group else 1
+    if groups == 0 or groups * per_group != channels:
+        raise ValueError(f"weight expects {per_group} channels per group, which do not divide input's {channels}")
     if weight.shape[0] % groups != 0:
         raise ValueError(f"weight has {weight.shape[0]} output channels, which its {groups} groups do not divide")
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
@@ -217,11 +231,12 @@ class DeformConv2d(nn.Module):
         if not self.modulated:
             return predicted, None
         points = predicted.shape[1] // 3
-        return predicted[:, : 2 * points], 2 * predicted[:, 2 * points :].sigmoid()
+        offset, logit = predicted.split_with_sizes((2 * points, points), dim=1)
+        return offset, 2 * logit.sigmoid()
 
     def forward(self, input: Tensor) -> Tensor:
         """Predict where to sample from ``input``, then convolve it there."""
-        offset, mask = self.split_branch(self.offset(input))
+        offset, mask = self.split_branch(convolve(self.offset, input))
         settings = (self.stride, self.padding, self.dilation)
         return deform_conv2d(input, offset, self.weight, self.bias, *settings, mask, backend=self.backend)
 

@@ -30,6 +30,7 @@ from segdcn.ops.sampling import (
     locate,
     map_from_rows,
     point_gradient,
+    rows_for_dots,
     rows_with_ring,
     scatter_sum,
     sum_dtype,
@@ -108,6 +109,7 @@ def _sum_over_tiles(
     taps, channels = len(kernel), samples.channels
     groups = channels // weight.shape[1]
     for_points = for_offset or for_mask
+    dot_table = rows_for_dots(rows) if for_points else rows
     grad = grad.permute(0, 2, 3, 1).reshape(samples.positions, len(weight)).contiguous()
     grad_rows = torch.zeros_like(rows, dtype=sum_dtype(rows))
     grad_kernel = torch.zeros_like(kernel, dtype=sum_dtype(rows))
@@ -126,7 +128,7 @@ def _sum_over_tiles(
             if for_weight:
                 grad_kernel[k] += grad_tap
             if for_points:
-                dot = gather_dot(rows, bags, grad_gathered.view(-1, rows.shape[1]))
+                dot = gather_dot(dot_table, bags, grad_gathered.view(-1, rows.shape[1]))
                 grad_corner[k, tile] = dot.view_as(grad_corner[k, tile])
             if for_input:
                 columns[k] = grad_gathered
@@ -252,5 +254,5 @@ def _image(rows: Tensor) -> Tensor:
 
 
 def _rows(image: Tensor) -> Tensor:
-    """The inverse: (1, C, 1, T) -> (T, C)."""
-    return image.permute(0, 2, 3, 1).reshape(image.shape[3], image.shape[1])
+    """The inverse: (1, C, 1, T) -> (T, C), packed: cuDNN may return another layout than it was given."""
+    return image.permute(0, 2, 3, 1).reshape(image.shape[3], image.shape[1]).contiguous()

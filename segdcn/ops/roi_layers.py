@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from segdcn.ops.checks import IntPair
+from segdcn.ops.checks import IntPair, convolve
 from segdcn.ops.roi_pool import deform_ps_roi_pool, deform_roi_pool, output_pair
 
 
@@ -54,9 +54,14 @@ class DeformRoIPool(nn.Module):
         """Pool plainly, predict how the bins move, pool again."""
         settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
         plain = deform_roi_pool(input, rois, None, *settings)
-        predicted = self.branch(plain.flatten(1)).view(rois.shape[0], -1, *self.output_size)
-        pooled = deform_roi_pool(input, rois, predicted[:, :2], *settings)
-        return pooled * 2 * predicted[:, 2:].sigmoid() if self.modulated else pooled
+        predicted: Tensor = self.branch(plain.flatten(1)).view(
+            rois.shape[0], 3 if self.modulated else 2, *self.output_size
+        )
+        if not self.modulated:
+            return deform_roi_pool(input, rois, predicted, *settings)
+        offset, logit = predicted.split_with_sizes((2, 1), dim=1)
+        pooled = deform_roi_pool(input, rois, offset, *settings)
+        return pooled * 2 * logit.sigmoid()
 
     def extra_repr(self) -> str:
         """The settings of the pooling."""
@@ -109,11 +114,11 @@ class DeformPSRoIPool(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Pool the offset fields plainly, then the score maps at their offsets."""
-        offset = self._pool(self.offset(input), rois, None, 2 * self.offset_classes)
-        pooled = self._pool(self.maps(input), rois, offset, self.output_channels)
+        offset = self._pool(convolve(self.offset, input), rois, None, 2 * self.offset_classes)
+        pooled = self._pool(convolve(self.maps, input), rois, offset, self.output_channels)
         if self.mask is None:
             return pooled
-        mask = 2 * self._pool(self.mask(input), rois, None, self.offset_classes).sigmoid()
+        mask = 2 * self._pool(convolve(self.mask, input), rois, None, self.offset_classes).sigmoid()
         return pooled * mask.repeat_interleave(self.output_channels // self.offset_classes, dim=1)
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None, channels: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segdcn.ops.checks import IntPair, autocast_dtype, check_tensors, two
+from segdcn.ops.checks import IntPair, autocast_dtype, check_map, check_tensors, two
 from segdcn.ops.roi_samples import RoISamples, aligned_samples, position_sensitive_samples
 from segdcn.ops.sampling import (
     Bags,
@@ -22,6 +22,7 @@ from segdcn.ops.sampling import (
     gather_sum,
     map_from_rows,
     point_gradient,
+    rows_for_dots,
     rows_with_ring,
     scatter_sum,
     sum_dtype,
@@ -40,7 +41,7 @@ def deform_roi_pool(
     """Average of each bin of each region, the bins moved by ``offset``; without one ``roi_align(aligned=True)``.
 
     Shape: input (N, C, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image pixels, offset (R, 2, h, w) ordered
-    (x, y) in fractions of the region's width and height, multiplied by ``gamma`` -> (R, C, h, w).
+    (x, y) in fractions of the region's width and height, multiplied by ``gamma`` -> (R, C, h, w); N, C and R may be 0.
     spatial_scale: map pixels per image pixel, 1/16 for a map of output stride 16.
     sampling_ratio: samples per bin and axis; 0 takes about one per map pixel.
 
@@ -82,7 +83,7 @@ def deform_ps_roi_pool(
     Shape: input (N, output_channels * group_size ** 2, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image
     pixels, offset (R, 2 * classes, part_size, part_size), for each class (x, y), in fractions of the region's width
     and height, multiplied by ``gamma``; each class moves output_channels / classes channels; None is the plain
-    pooling of these samples -> (R, output_channels, h, w).
+    pooling of these samples -> (R, output_channels, h, w); N, R and output_channels may be 0.
     part_size: offsets per region and axis, by default those of the output.
     Gradients: by input and offset, none by rois.
 
@@ -90,10 +91,13 @@ def deform_ps_roi_pool(
     Source: Dai et al. 2017, section 2.2; rounding and borders: the authors' deformable_psroi_pooling.cu.
     """
     size = output_pair(output_size)
-    settings = {"output_channels": output_channels, "group_size": group_size, "sample_per_part": sample_per_part}
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, value, lowest in (
+        ("output_channels", output_channels, 0),
+        ("group_size", group_size, 1),
+        ("sample_per_part", sample_per_part, 1),
+    ):
+        if value < lowest:
+            raise ValueError(f"{name} must be {lowest} or more, got {value}")
     input = _checked(input, rois, offset)
     if input.shape[1] != output_channels * group_size**2:
         raise ValueError(
@@ -146,7 +150,7 @@ def _aligned_pool_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor]:
     samples = aligned_samples(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
-    grad = grad.permute(0, 2, 3, 1).reshape(-1, input.shape[1])
+    grad = grad.permute(0, 2, 3, 1).reshape(rois.shape[0] * size[0] * size[1], input.shape[1])
     grad_input, by_bin = _backward(grad, input, samples, 1, *needed)
     return grad_input, _like(by_bin.view(rois.shape[0], *size, 2).permute(0, 3, 1, 2), offset)
 
@@ -186,7 +190,8 @@ def _position_sensitive_pool_backward(
     classes = 1 if offset is None else offset.shape[1] // 2
     channels = input.shape[1] // group_size**2 // classes
     samples = position_sensitive_samples(input, rois, offset, size, group_size, spatial_scale, sample_per_part, gamma)
-    grad = grad.reshape(rois.shape[0], classes, channels, *size).permute(0, 1, 3, 4, 2).reshape(-1, channels)
+    grad = grad.reshape(rois.shape[0], classes, channels, *size).permute(0, 1, 3, 4, 2)
+    grad = grad.reshape(rois.shape[0] * classes * size[0] * size[1], channels)
     grouped = _by_class_and_group(input, classes, group_size)
     grad_grouped, by_bin = _backward(grad, grouped, samples, classes * group_size**2, *needed)
     grad_input = _by_class_and_group(grad_grouped, classes, group_size, back=True)
@@ -261,7 +266,8 @@ def _backward(
     if for_input:
         scatter_sum(grad_rows, bags, grad)
     if for_offset:
-        y, x = point_gradient(samples.points, gather_dot(rows, bags, grad).view(-1, 4) * samples.share[:, None])
+        dot = gather_dot(rows_for_dots(rows), bags, grad)
+        y, x = point_gradient(samples.points, dot.view(-1, 4) * samples.share[:, None])
         by_bin.index_add_(0, samples.bin, torch.stack((x, y), dim=-1) * samples.moves).mul_(samples.reach)
     return map_from_rows(grad_rows, input.shape).to(input.dtype), by_bin
 
@@ -300,8 +306,7 @@ def output_pair(output_size: IntPair) -> tuple[int, int]:
 
 def _checked(input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
     """``input`` in the dtype in which it is pooled."""
-    if input.ndim != 4:
-        raise ValueError(f"input must be (N, C, H, W), got {tuple(input.shape)}")
+    check_map(input)
     if rois.ndim != 2 or rois.shape[1] != 5:
         raise ValueError(f"rois must be (R, 5) as (image, x1, y1, x2, y2), got {tuple(rois.shape)}")
     check_tensors(input, {}, {"rois": rois, "offset": offset})

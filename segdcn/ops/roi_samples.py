@@ -157,6 +157,9 @@ def _regions(input: Tensor, rois: Tensor, offset: Tensor | None) -> tuple[Tensor
         raise ValueError("rois must be finite, got NaN or infinity")
     image = rois[:, 0].long()
     if rois.shape[0] and (int(image.min()) < 0 or int(image.max()) >= len(input)):
-        raise ValueError(f"rois must name images 0 to {len(input) - 1}, got {int(image.min())} to {int(image.max())}")
+        named = f"got {int(image.min())} to {int(image.max())}"
+        if not len(input):
+            raise ValueError(f"rois must be empty where input has no images, {named}")
+        raise ValueError(f"rois must name images 0 to {len(input) - 1}, {named}")
     dtype = torch.promote_types(rois.dtype if offset is None else offset.dtype, torch.float32)
     return image, rois[:, 1:].to(torch.promote_types(dtype, rois.dtype))

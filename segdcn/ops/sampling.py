@@ -44,7 +44,8 @@ def kernel_points(
     tap = torch.arange(points, device=offset.device)
     tap_y = (tap // kernel_w * dilation[0]).to(dtype).view(-1, 1, 1)
     tap_x = (tap % kernel_w * dilation[1]).to(dtype).view(-1, 1, 1)
-    return shift[:, :, :, 0] + (tap_y + rows.view(-1, 1)), shift[:, :, :, 1] + (tap_x + columns)
+    dy, dx = shift.unbind(3)
+    return dy + (tap_y + rows.view(-1, 1)), dx + (tap_x + columns)
 
 
 def outside_map(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
@@ -60,7 +61,7 @@ def rows_with_ring(input: Tensor, groups: int = 1) -> Tensor:
     n, channels, height, width = input.shape
     table = input.new_zeros(n, height + 2, width + 2, channels)
     table[:, 1:-1, 1:-1] = input.permute(0, 2, 3, 1)
-    return table.view(-1, channels // groups)
+    return table.view(n * (height + 2) * (width + 2) * groups, channels // groups)
 
 
 def sum_dtype(features: Tensor) -> torch.dtype:
@@ -146,13 +147,18 @@ def gather_sum(rows: Tensor, bags: Bags) -> Tensor:
     return F.embedding_bag(bags.row, rows, bags.start, mode="sum", per_sample_weights=weight)
 
 
+def rows_for_dots(rows: Tensor) -> Tensor:
+    """The table as ``gather_dot`` reads it: only the CPU has its kernel for bfloat16; CUDA's rounds in float16."""
+    return rows if rows.is_cpu else rows.to(sum_dtype(rows))
+
+
 def gather_dot(rows: Tensor, bags: Bags, sums: Tensor) -> Tensor:
     """Gradient of ``gather_sum`` by the weights, from that by its results: (B, C) -> (E,), dot products."""
     if not len(bags.row):
         return torch.zeros_like(bags.weight)
     # what autograd calls for embedding_bag; 0 is the mode "sum"
     dot: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        sums, rows, bags.row, bags.start, bags.owner, 0
+        sums.to(rows.dtype), rows, bags.row, bags.start, bags.owner, 0
     )
     return dot.to(bags.weight.dtype)
 

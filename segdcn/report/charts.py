@@ -111,6 +111,9 @@ def _embedded(svg: str, title: str, series: Sequence[Series]) -> Markup:
     for number in range(COLOURS):
         svg = svg.replace(_sentinel(number), f"var(--s{number})")
     svg = svg.replace(TEXT, "currentColor").replace(RULE, "var(--rule)")
+    svg = re.sub(
+        r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1; font-family: inherit", svg
+    )  # shorthand of an old matplotlib
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)  # it would style the whole page
     size = re.search(r'viewBox="([^"]+)"', svg)

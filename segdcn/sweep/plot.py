@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from segdcn.fonts import drawable, text_style, wrapped
 from segdcn.sweep.plan import is_loss
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ def plot(results: Results) -> bytes:
     Without pyplot, whose figures are shared by all that runs in a process.
     """
     rows, factor = results.rows, 1.0 if is_loss(results.metric) else 100.0
-    labels = [textwrap.fill(row.label, 44, break_on_hyphens=False) for row in rows]
+    labels = [wrapped(label, 44) for label in drawable(row.label for row in rows)]
+    (metric,) = drawable([results.metric])
     heights = [max(1.0, 0.55 * (1 + label.count("\n"))) for label in labels]
     centres = [sum(heights[:i]) + heights[i] / 2 for i in range(len(rows))]
 
@@ -66,12 +67,10 @@ def plot(results: Results) -> bytes:
 
     axes.annotate("runs", (1.01, 1.01), xycoords="axes fraction", va="bottom", color=QUIET, fontsize=8)
     axes.set_ylim(sum(heights), 0)
-    axes.set_yticks(centres, labels, fontsize=9)
-    for tick in axes.get_yticklabels():
-        tick.set_parse_math(False)  # an override may hold a dollar sign
+    axes.set_yticks(centres, labels, fontsize=9, **text_style(*labels))
     axes.margins(x=0.06)
     unit = "" if is_loss(results.metric) else " (%)"
-    axes.set_xlabel(f"{results.metric}{unit}", parse_math=False)
+    axes.set_xlabel(f"{metric}{unit}", **text_style(metric))
     axes.set_ylabel("setting")
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)

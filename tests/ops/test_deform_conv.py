@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -23,6 +25,12 @@ from segdcn.ops.deform_conv import Backend
 
 BACKENDS: tuple[Backend, ...] = ("gather", "torchvision", "grid_sample")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def on_a_gpu(test: Callable[..., None]) -> Any:
+    """Marks a test that needs a CUDA device."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
 
 
 class Case(NamedTuple):
@@ -310,6 +318,9 @@ def test_nothing_but_wild_offsets_from_a_layer_leaves_its_bias() -> None:
         ({"input": (4, 5, 7)}, r"input, offset and weight must have 4 dimensions, got \(4, 5, 7\)"),
         ({"input": (2, 6, 5, 7)}, "weight expects 4 channels per group, which do not divide input's 6"),
         ({"input": (2, 4, 5, 1)}, "input of .* is smaller than the kernel"),
+        ({"input": (2, 0, 5, 7)}, "weight expects 4 channels per group, which do not divide input's 0"),
+        ({"weight": (3, 0, 3, 2)}, "weight expects 0 channels per group, which do not divide input's 4"),
+        ({"weight": (3, 4, 0, 2)}, "weight must have a kernel of 1 x 1 or more, got 0 x 2"),
         ({"weight": (3, 2, 3, 2)}, "weight has 3 output channels, which its 2 groups do not divide"),
         ({"offset": (2, 18, 5, 6)}, r"offset must have 2 \* 6 channels per offset group.*got 18"),
         ({"offset": (2, 36, 5, 6)}, "offset must have .* the groups dividing 4 input channels, got 36"),
@@ -403,14 +414,91 @@ def test_memory_layout_does_not_matter(backend: Backend, groups: int) -> None:
             torch.testing.assert_close(ours[name], value)
 
 
+# Nothing to do: no images, no channels in, no channels out
+
+
+@st.composite
+def empty_cases(draw: st.DrawFn) -> Case:
+    """A convolution of which at least one of the numbers is 0."""
+    case = draw(cases())
+    no_images, none_in, none_out = draw(st.sampled_from([c for c in itertools.product((0, 1), repeat=3) if any(c)]))
+    case = case._replace(n=0) if no_images else case
+    case = case._replace(channels_out=0) if none_out else case
+    return case._replace(channels=0, groups=1) if none_in else case
+
+
+def empty_definition(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None = None, **geometry: Any
+) -> Tensor:
+    """torchvision's operator where it takes the sizes; without channels the sums are empty, and only the bias stays."""
+    if input.shape[1]:
+        return torchvision.ops.deform_conv2d(input, offset, weight, bias, mask=mask, **geometry)
+    zeros = sum(0 * tensor.sum() for tensor in (input, offset, weight, mask) if tensor is not None)
+    return bias.view(-1, 1, 1).expand(len(input), -1, *offset.shape[2:]) + zeros
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=empty_cases(), backend=st.sampled_from(BACKENDS), masked=st.booleans(), half=st.sampled_from([None, *HALVES])
+)
+def test_nothing_to_do_has_a_value_and_gradients_all_the_same(
+    case: Case, backend: Backend, masked: bool, half: torch.dtype | None
+) -> None:
+    tensors = case.tensors(torch.float32)
+    if not masked:
+        del tensors["mask"]
+    if not case.channels:
+        tensors["offset"].fill_(math.nan)  # which nothing reads
+    expected = with_gradients(empty_definition, tensors | {"offset": tensors["offset"].nan_to_num()}, **case.geometry)
+    if half is not None:
+        tensors = {name: tensor.to(half) for name, tensor in tensors.items()}
+    result = with_gradients(deform_conv2d, tensors, backend=backend, **case.geometry)
+    assert result.keys() == expected.keys() == {"output", *tensors}
+    tolerance = 1e-5 if half is None else 0.2  # the bias's gradient is a sum of many halves
+    for name, value in expected.items():
+        assert result[name].dtype == (half or torch.float32)
+        torch.testing.assert_close(result[name].float(), value, rtol=tolerance, atol=tolerance)
+    if not case.n and case.channels and case.channels_out:  # the one that PyTorch's own convolution takes
+        plain = {name: tensors[name].float() for name in ("input", "weight", "bias")}
+        of_plain = with_gradients(functools.partial(F.conv2d, groups=case.groups), plain, **case.geometry)
+        for name, value in of_plain.items():
+            assert torch.equal(result[name].float(), value), name
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "n", "channels", "channels_out"),
+    [*((backend, 0, 4, 6) for backend in BACKENDS), ("gather", 2, 0, 6), ("gather", 2, 4, 0), ("gather", 2, 0, 0)],
+)
+def test_a_layer_with_nothing_to_do_trains_compiles_and_is_exported(
+    backend: Backend, modulated: bool, n: int, channels: int, channels_out: int
+) -> None:
+    layer = DeformConv2d(channels, channels_out, 3, padding=1, modulated=modulated, backend=backend)
+    x = torch.randn(n, channels, 5, 7)
+    expected = (
+        torch.zeros(n, channels_out, 5, 7) if channels_out == 0 else layer.bias.view(-1, 1, 1).expand(n, -1, 5, 7)
+    )
+    torch.compiler.reset()  # one function is compiled anew for each layer, which has a limit
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for run in (layer, compiled, torch.export.export(layer, (x,)).module()):
+        assert torch.equal(run(x), expected)
+    for run in (layer, compiled):
+        layer.zero_grad()
+        run(x).sum().backward()
+        for name, parameter in layer.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.shape == parameter.shape
+            assert name == "bias" or not parameter.grad.any()
+        assert (layer.bias.grad == n * 5 * 7).all()
+
+
 @every_backend
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_no_images_give_no_outputs_as_in_a_plain_convolution(backend: Backend, groups: int) -> None:
-    case = Case(4, 4, (5, 7), groups=groups, offset_groups=2, n=0)
-    result = with_gradients(deform_conv2d, case.tensors(), backend=backend)
-    assert result["output"].shape == (0, 4, 3, 5)
-    assert result["weight"].shape == (4, 4 // groups, 3, 3)
-    assert not result["weight"].any()
+@pytest.mark.parametrize("size", [(0, 7), (5, 0), (0, 0)])
+def test_a_map_without_a_pixel_is_refused(backend: Backend, size: tuple[int, int]) -> None:
+    offset, weight = torch.zeros(2, 18, size[0] + 2, size[1] + 2), torch.zeros(3, 4, 3, 3)
+    with pytest.raises(ValueError, match=r"^input must have at least one pixel"):
+        deform_conv2d(torch.zeros(2, 4, *size), offset, weight, padding=2, backend=backend)
 
 
 @every_backend
@@ -424,23 +512,117 @@ def test_without_gradients_the_result_is_the_same(backend: Backend, context: Cal
     torch.testing.assert_close(output, deform_conv2d(**tensors, backend=backend, **case.geometry).detach())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_that_the_convolution_library_returns_does_not_matter(
+    layout: torch.memory_format, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the CPU's library returns channels last for channels last, cuDNN may return either
+    case = Case(4, 4, (5, 8), (3, 2), padding=(1, 1), groups=groups, offset_groups=2)
+    expected = with_gradients(deform_conv2d, case.tensors(), backend="torchvision", **case.geometry)
+    forward, backward = F.conv2d, torch.ops.aten.convolution_backward
+
+    def laid_out(tensor: Tensor | None) -> Tensor | None:
+        return (
+            None
+            if tensor is None
+            else torch.empty(tensor.shape, dtype=tensor.dtype, memory_format=layout).copy_(tensor)
+        )
+
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: laid_out(forward(*a, **k)))
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", lambda *a: tuple(map(laid_out, backward(*a))))
+    for name, value in with_gradients(deform_conv2d, case.tensors(), backend="gather", **case.geometry).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+# On a GPU
+
+
+@on_a_gpu
 @every_backend
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(backend: Backend, groups: int) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(backend: Backend, groups: int, masked: bool) -> None:
     case = Case(4, 4, (5, 8), (3, 2), padding=(1, 1), groups=groups, offset_groups=2)
-    expected = with_gradients(deform_conv2d, case.tensors(), backend=backend, **case.geometry)
-    tensors = {name: tensor.cuda() for name, tensor in case.tensors().items()}
+    tensors = case.tensors()
+    if not masked:
+        del tensors["mask"]
+    expected = with_gradients(deform_conv2d, tensors, backend=backend, **case.geometry)
+    tensors = {name: tensor.cuda() for name, tensor in tensors.items()}
     for name, value in with_gradients(deform_conv2d, tensors, backend=backend, **case.geometry).items():
         torch.testing.assert_close(value.cpu(), expected[name])
+
+
+@on_a_gpu
+@every_backend
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_on_a_gpu_half_precision_stays_close_to_float32(backend: Backend, dtype: torch.dtype, groups: int) -> None:
+    case = Case(8, 8, (9, 50), (3, 2), padding=(1, 1), groups=groups, offset_groups=2)
+    tensors = case.tensors(torch.float32)
+    features = ("input", "weight", "bias", "mask")
+    half = {name: tensor.to(dtype) if name in features else tensor for name, tensor in tensors.items()}
+    expected = with_gradients(deform_conv2d, {name: tensor.float() for name, tensor in half.items()}, **case.geometry)
+    on_gpu = {name: tensor.cuda() for name, tensor in half.items()}
+    result = with_gradients(deform_conv2d, on_gpu, backend=backend, **case.geometry)
+    assert result.keys() == expected.keys()
+    for name, value in expected.items():
+        assert result[name].dtype == (dtype if name == "output" else half[name].dtype)
+        difference = (result[name].cpu().float() - value).abs().max()
+        assert difference < 0.03 * value.abs().max(), name
+
+
+@on_a_gpu
+def test_on_a_gpu_float16_gradients_do_not_overflow_where_float32_ones_would_not() -> None:
+    # a scaled loss: each product of a gradient and a feature is beyond float16, their sum over channels is not
+    x = torch.full((1, 2, 1, 4), 200.0, dtype=torch.float16, device="cuda")
+    weight = torch.tensor([[1.0], [-1.0]], dtype=torch.float16, device="cuda").view(1, 2, 1, 1)
+    offset = torch.full((1, 2, 1, 4), 0.25, device="cuda", requires_grad=True)
+    deform_conv2d(x, offset, weight, backend="gather").backward(torch.full((1, 1, 1, 4), 1e4, device="cuda").half())
+    assert offset.grad is not None
+    assert offset.grad.isfinite().all()
+
+
+@on_a_gpu
+@every_backend
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_on_a_gpu_a_layer_trains_under_autocast(backend: Backend, dtype: torch.dtype, modulated: bool) -> None:
+    torch.manual_seed(0)
+    layer = DeformConv2d(8, 6, 3, padding=1, modulated=modulated, offset_groups=2, backend=backend).cuda()
+    nn.init.normal_(layer.offset.weight, std=0.1)
+    x = torch.randn(2, 8, 9, 11, device="cuda")
+    with torch.autocast("cuda", dtype):
+        output = layer(x)
+    assert output.dtype == dtype
+    assert (output.float() - layer(x)).abs().mean() < 0.02
+    output.float().square().mean().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@on_a_gpu
+@every_backend
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize(("n", "channels", "channels_out"), [(0, 4, 6), (2, 0, 6), (2, 4, 0), (0, 0, 0)])
+def test_on_a_gpu_nothing_to_do_has_gradients_too(
+    backend: Backend, dtype: torch.dtype, n: int, channels: int, channels_out: int
+) -> None:
+    tensors = Case(channels, channels_out, (5, 7), n=n).tensors(dtype)
+    result = with_gradients(deform_conv2d, {name: tensor.cuda() for name, tensor in tensors.items()}, backend=backend)
+    assert result["output"].shape == (n, channels_out, 3, 5)
+    for name, tensor in tensors.items():
+        assert result[name].shape == tensor.shape
+        assert name == "bias" or not result[name].any()
 
 
 # Half precision
 
 
 @every_backend
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALVES)
 def test_half_precision_reads_the_right_column_of_a_wide_map(backend: Backend, dtype: torch.dtype) -> None:
     width = 5001
     column = torch.arange(width)

@@ -19,6 +19,13 @@ from torch import Tensor, nn
 
 from segdcn.ops import DeformPSRoIPool, DeformRoIPool, deform_ps_roi_pool, deform_roi_pool, roi_pool
 
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def on_a_gpu(test: Callable[..., None]) -> Any:
+    """Marks a test that needs a CUDA device."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+
 
 def some_rois(count: int, images: int, height: float, width: float, seed: int = 0) -> Tensor:
     """Regions of very different sizes in image pixels, some of them partly outside an image of this size."""
@@ -238,14 +245,65 @@ def with_gradients(pool: Pool, maps: Tensor, rois: Tensor, offset: Tensor) -> li
     return [output.detach(), *torch.autograd.grad(output, (maps, offset), grad)]
 
 
+# Nothing to do: no regions, no images, no channels
+
+some_or_none = st.sampled_from([(0, 2, 3), (3, 2, 0), (0, 0, 3), (0, 2, 0), (0, 0, 0), (1, 1, 1)])  # R, N, C
+dtypes = st.sampled_from([torch.float64, torch.float32, *HALVES])
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=some_or_none, dtype=dtypes, moved=st.booleans(), seed=st.integers(0, 999))
+def test_aligned_pooling_of_nothing_is_roi_aligns(
+    sizes: tuple[int, int, int], dtype: torch.dtype, moved: bool, seed: int
+) -> None:
+    regions, images, channels = sizes
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(images, channels, 6, 9, generator=generator).to(dtype).requires_grad_()
+    rois, offset = (
+        some_rois(regions, max(1, images), 6, 9, seed).float(),
+        torch.zeros(regions, 2, 2, 3).requires_grad_(),
+    )
+    ours = deform_roi_pool(maps, rois, offset if moved else None, (2, 3))
+    as_float = maps.detach().float().requires_grad_()
+    expected = torchvision.ops.roi_align(as_float, rois, (2, 3), aligned=True)
+    ours.sum().backward()
+    expected.sum().backward()
+    assert ours.dtype == dtype
+    for value, oracle in ((ours, expected), (maps.grad, as_float.grad)):
+        torch.testing.assert_close(value.float(), oracle, rtol=0.02, atol=0.02)
+    if moved:
+        assert offset.grad.shape == offset.shape
+        assert (regions and channels) or not offset.grad.any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=some_or_none, dtype=dtypes, classes=st.integers(0, 2), seed=st.integers(0, 999))
+def test_position_sensitive_pooling_of_nothing_is_its_definition(
+    sizes: tuple[int, int, int], dtype: torch.dtype, classes: int, seed: int
+) -> None:
+    regions, images, channels = sizes[0], sizes[1], 2 * sizes[2]
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(images, channels * 4, 6, 9, generator=generator).to(dtype).requires_grad_()
+    rois = some_rois(regions, max(1, images), 6, 9, seed)
+    offset = torch.randn(regions, 2 * classes, 2, 2, generator=generator).requires_grad_() if classes else None
+    ours = deform_ps_roi_pool(maps, rois, offset, 3, channels, 2, part_size=2)
+    expected = position_sensitive_loop(maps.detach(), rois, offset, (3, 3), channels, 2, 1.0, 4, 2, 0.1)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), expected, rtol=0.05, atol=0.05)
+    ours.sum().backward()
+    for leaf in (maps, offset) if classes else (maps,):
+        assert leaf.grad.shape == leaf.shape
+        assert (regions and channels) or not leaf.grad.any()
+
+
 @both_pools
-@pytest.mark.parametrize(("rois", "images"), [(0, 2), (0, 0), (1, 1)])
-def test_any_number_of_regions(pool: Pool, rois: int, images: int) -> None:
-    maps, regions, offset = arguments(rois, images)
-    output, for_maps, for_offset = with_gradients(pool, maps, regions, offset)
-    assert output.shape == (rois, 8 if pool is aligned else 2, 2, 2)
-    assert (for_maps.shape, for_offset.shape) == (maps.shape, offset.shape)
-    assert rois or not for_maps.any()
+def test_regions_need_an_image_and_pixels(pool: Pool) -> None:
+    maps, rois, offset = arguments(1, 1)
+    with pytest.raises(ValueError, match=r"^rois must be empty where input has no images, got 0 to 0"):
+        pool(maps[:0], rois, offset)
+    for empty in (maps[:, :, :0], maps[..., :0]):
+        with pytest.raises(ValueError, match=r"^input must have at least one pixel, got \(1, 8, "):
+            pool(empty, rois, offset)
 
 
 def test_a_region_turned_inside_out_gives_zero_as_roi_align_does() -> None:
@@ -344,8 +402,8 @@ def test_a_wrong_argument_is_told_by_its_name(pool: Pool, change: dict[int, Tens
         (lambda m, r, o: deform_roi_pool(m, r, None, (0, 2)), r"output_size must be positive, got \(0, 2\)"),
         (lambda m, r, o: deform_roi_pool(m, r, o, 2, 1.0, -1), "sampling_ratio must be 0 or more, got -1"),
         (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 3, 2), r"input must have .* = 12 channels, got 8"),
-        (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 2, 0), "group_size must be positive, got 0"),
-        (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 2, 2, 1.0, 0), "sample_per_part must be positive, got 0"),
+        (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 2, 0), "group_size must be 1 or more, got 0"),
+        (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 2, 2, 1.0, 0), "sample_per_part must be 1 or more, got 0"),
         (lambda m, r, o: deform_ps_roi_pool(m, r, o, (2, 3), 2, 2), "part_size must be given where output_size is"),
         (
             lambda m, r, o: deform_ps_roi_pool(m, r, o.repeat(1, 3, 1, 1), 2, 2, 2),
@@ -359,8 +417,7 @@ def test_a_wrong_setting_is_told_by_its_name(call: Callable[..., Any], message: 
         call(*arguments())
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_a_gpu
 @both_pools
 def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(pool: Pool) -> None:
     tensors = arguments()
@@ -369,13 +426,51 @@ def test_on_a_gpu_values_and_gradients_are_those_of_the_cpu(pool: Pool) -> None:
         torch.testing.assert_close(ours.cpu(), value)
 
 
+@on_a_gpu
+@both_pools
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("of_offsets", [torch.float32, *HALVES])
+def test_on_a_gpu_half_precision_stays_close_to_float32(
+    pool: Pool, dtype: torch.dtype, of_offsets: torch.dtype
+) -> None:
+    maps, rois, offset = arguments(dtype=torch.float32)
+    maps, offset = maps.to(dtype), offset.to(of_offsets)
+    result = with_gradients(pool, maps.cuda(), rois.cuda(), offset.cuda())
+    assert [value.dtype for value in result] == [dtype, dtype, of_offsets]
+    for ours, value in zip(result, with_gradients(pool, maps.float(), rois, offset.float()), strict=True):
+        assert (ours.cpu().float() - value).abs().max() < 0.03 * value.abs().max()
+
+
+@on_a_gpu
+@both_pools
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize(("rois", "images"), [(0, 2), (0, 0)])
+def test_on_a_gpu_no_regions_have_gradients_too(pool: Pool, dtype: torch.dtype, rois: int, images: int) -> None:
+    tensors = [tensor.cuda() for tensor in arguments(rois, images, dtype)]
+    output, for_maps, for_offset = with_gradients(pool, *tensors)
+    assert output.shape == (0, 8 if pool is aligned else 2, 2, 2)
+    assert (for_maps.shape, for_offset.shape) == (tensors[0].shape, tensors[2].shape)
+    assert not for_maps.any()
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_on_a_gpu_no_channels_have_gradients_too(dtype: torch.dtype) -> None:
+    maps, rois, offset = (tensor.cuda() for tensor in arguments(dtype=dtype))
+    for pool in (aligned, lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 0, 2)):
+        output, for_maps, for_offset = with_gradients(pool, maps[:, :0], rois, offset)
+        assert output.shape == (3, 0, 2, 2)
+        assert for_maps.shape == (2, 0, 6, 9)
+        assert not for_offset.any()
+
+
 @both_pools
 def test_half_precision_maps_are_read_at_exact_points(pool: Pool) -> None:
     # region corners of a wide map that bfloat16 cannot tell apart
     maps = torch.arange(2048.0).remainder(7).expand(1, 8, 4, 2048).contiguous()
     rois = torch.tensor([[0, 1001.0, 0, 1003.0, 3.0]])
     expected = pool(maps, rois, None)
-    for dtype in (torch.bfloat16, torch.float16):
+    for dtype in HALVES:
         output = pool(maps.to(dtype), rois, None)
         assert output.dtype == dtype
         torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
@@ -448,6 +543,37 @@ def test_a_new_module_learns_where_to_pool(name: str) -> None:
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
     assert any(parameter.grad.any() for parameter in start_at_zero)
+
+
+EMPTY_MODULES = {
+    "aligned": lambda channels, out: DeformRoIPool(channels, (2, 3), 0.5),
+    "aligned modulated": lambda channels, out: DeformRoIPool(channels, (2, 3), 0.5, modulated=True, hidden=(8, 8)),
+    "aligned, nothing hidden": lambda channels, out: DeformRoIPool(channels, (2, 3), 0.5, hidden=(0,)),
+    "position-sensitive": lambda channels, out: DeformPSRoIPool(channels, out, 3, 0.5, offset_classes=2),
+    "position-sensitive modulated": lambda channels, out: DeformPSRoIPool(channels, out, 3, 0.5, modulated=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", EMPTY_MODULES)
+@pytest.mark.parametrize(("regions", "images", "channels", "out"), [(0, 0, 4, 6), (3, 2, 0, 6), (3, 2, 4, 0)])
+def test_a_module_with_nothing_to_do_trains_compiles_and_is_exported(
+    name: str, regions: int, images: int, channels: int, out: int
+) -> None:
+    module = EMPTY_MODULES[name](channels, out)
+    x, rois = torch.randn(images, channels, 6, 9), some_rois(regions, max(1, images), 12, 18).float()
+    torch.compiler.reset()  # one function is compiled anew for each module, which has a limit
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    shape = (regions, channels, 2, 3) if name.startswith("aligned") else (regions, out, 3, 3)
+    for run in (module, compiled, torch.export.export(module, (x, rois)).module()):
+        assert run(x, rois).shape == shape
+    for run in (module, compiled):
+        module.zero_grad()
+        run(x, rois).sum().backward()
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad.shape == parameter.shape
+            assert (regions and (channels or out)) or not parameter.grad.any()
 
 
 def test_the_offsets_of_the_fully_connected_branch_move_the_bins() -> None:
