@@ -9,6 +9,7 @@ import contextlib
 import functools
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, overload
@@ -120,9 +121,9 @@ class ImageMaskFiles(Sequence[Sample]):
         if isinstance(index, slice):
             return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping, self.bits)
         pair = self.pairs[index]
-        image = read_image(pair.image, self.bits)
+        image, name = read_image(pair.image, self.bits), printable(pair.name)
         if pair.mask is None:
-            return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), pair.name)
+            return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), name)
         label = read_label(pair.mask, self.num_classes, self.mapping)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
@@ -131,7 +132,7 @@ class ImageMaskFiles(Sequence[Sample]):
                 f"{pair.image} is {h}x{w} pixels (height x width) but its mask {pair.mask} is"
                 f" {mask_h}x{mask_w}: make the mask at the size of the image{turned}"
             )
-        return Sample(image, label, pair.name)
+        return Sample(image, label, name)
 
 
 def read_image(path: Path, bits: int | None = None, upright: bool = False) -> Array:
@@ -224,9 +225,33 @@ def checked_names(class_names: Sequence[object]) -> tuple[str, ...]:
     return texts
 
 
+def read_list(path: Path) -> str:
+    """The text of a file that lists names: UTF-8, or whatever bytes the files' names are of."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def printable(text: str) -> str:
     """A text that can be written anywhere: bytes of a file name that are not UTF-8 become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+DARK = 63  # of 255: the most that 14 or fewer of 16 bits give
+
+
+def is_dark(image: Array) -> bool:
+    """Whether an image is nearly black, uint8 (H, W, 3)."""
+    return int(image.max()) <= DARK
+
+
+def dark_note(how_many: str, first: str) -> str:
+    """What to say of nearly black images."""
+    return (
+        f"{how_many} have no pixel above {DARK} of 255 (the first: {first}), like 12-bit data in 16-bit files: if they"
+        " are, train with dataset.bits=12, or save them with pixels up to 65535"
+    )
 
 
 def check_count(what: str, found: int, published: int) -> None:
@@ -250,6 +275,13 @@ def voc_palette(num_classes: int) -> list[Color]:
                 color[channel] |= (index >> (3 * position + channel) & 1) << (7 - position)
         palette.append((color[0], color[1], color[2]))
     return palette
+
+
+def passed_over(files: Sequence[Path]) -> str:
+    """How many files of which suffixes: "3 files passed over: .heic (2), .txt (1)"."""
+    counted = Counter(path.suffix.lower() or "no suffix" for path in files)
+    listed = ", ".join(f"{printable(suffix)} ({number:,})" for suffix, number in counted.most_common())
+    return f"{len(files):,} file{'' if len(files) == 1 else 's'} passed over: {listed}"
 
 
 def few(names: Iterable[str]) -> str:
