@@ -67,9 +67,7 @@ def photograph(data: bytes, bits: int | None = None, upright: bool = False) -> A
     if bits not in (None, 16) and stored_bits == 16 and image.mode in ("RGB", "RGBA"):
         pixels = to_8_bits(_wide_colours(data, image), bits)
     else:
-        pixels = rgb(image, 12 if stored_bits == 12 else bits)
-        if image.mode.startswith("I") and _zero_is_white(image):
-            pixels = 255 - pixels  # Pillow has done so with fewer bits
+        pixels = rgb(image, bits)
     if by_pillow == upright:
         return pixels
     return turned(pixels, orientation if upright else _INVERSE.get(orientation, orientation))
@@ -103,10 +101,26 @@ def numbers(data: bytes) -> npt.NDArray[Any]:
     return turned(stored, _INVERSE.get(orientation, orientation)) if by_pillow else stored
 
 
+def opened(image: Image.Image, bits: int | None = None) -> Array:
+    """The pixels of an image that Pillow has opened (of the page where it stands), upright; see `photograph`.
+
+    Of 16-bit colours Pillow keeps the upper 8 bits, whatever ``bits`` are.
+    """
+    if isinstance(image, TiffImageFile):
+        _check_bands(image.tag_v2)
+    image.load()  # a TIFF is turned by that, and its orientation forgotten
+    return turned(rgb(image, bits), _orientation(b"", image))
+
+
 def rgb(image: Image.Image, bits: int | None = None) -> Array:
-    """The pixels of a Pillow image as 8-bit RGB, (H, W, 3); see `photograph`."""
+    """The pixels that Pillow has loaded as 8-bit RGB, (H, W, 3); see `photograph`."""
     if image.mode.startswith("I"):
-        return np.repeat(to_8_bits(np.asarray(image), bits)[..., None], 3, axis=2)
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(_BITS, (16,))[0] == 12:
+            bits = 12
+        grey = to_8_bits(np.asarray(image), bits)
+        if _zero_is_white(image):
+            grey = 255 - grey  # Pillow has done so with fewer bits
+        return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise UnreadableError("holds floating-point pixels: save it as an 8-bit or 16-bit image")
     if image.mode in ("1", "L"):
@@ -245,24 +259,27 @@ def _check_tiff(data: bytes) -> None:
     pages = sum(not directory.get(_SUBFILE, 0) & 0b101 for directory in directories)  # no overview, no mask of a page
     if pages > 1:
         raise UnreadableError(f"holds {pages} pages: save each as a file of its own")
-    bits, kinds = first.get(_BITS, (1,)), first.get(_FORMAT, (1,))
-    samples, photometric = first.get(_SAMPLES, 1), first.get(_PHOTOMETRIC, 0)
-    if max(kinds) >= 3:
+    _check_bands(first)
+    try:
+        Image.open(io.BytesIO(data)).close()
+    except UnidentifiedImageError:
+        depth = "/".join(map(str, dict.fromkeys(first.get(_BITS, (1,)))))
+        raise UnreadableError(
+            f"is a TIFF of a kind that is not read ({depth} bits): save it as an 8-bit or 16-bit one"
+        ) from None
+
+
+def _check_bands(tags: ImageFileDirectory_v2) -> None:
+    """Refuse floating-point pixels, and bands that are neither colours nor alpha."""
+    if max(tags.get(_FORMAT, (1,))) >= 3:
         raise UnreadableError("holds floating-point pixels: save it as an 8-bit or 16-bit image")
-    colours = _COLOUR_BANDS.get(photometric)
-    alpha = samples == (colours or 0) + 1 and first.get(_EXTRA, (2,))[0] in (1, 2)
+    samples, colours = tags.get(_SAMPLES, 1), _COLOUR_BANDS.get(tags.get(_PHOTOMETRIC, 0))
+    alpha = samples == (colours or 0) + 1 and tags.get(_EXTRA, (2,))[0] in (1, 2)
     if colours is None or (samples != colours and not alpha):
         raise UnreadableError(
             f"holds {samples} band(s), not grey, RGB or CMYK, alone or with alpha: save those that are meant as an RGB"
             " or grey image"
         )
-    try:
-        Image.open(io.BytesIO(data)).close()
-    except UnidentifiedImageError:
-        depth = "/".join(map(str, dict.fromkeys(bits)))
-        raise UnreadableError(
-            f"is a TIFF of a kind that is not read ({depth} bits): save it as an 8-bit or 16-bit one"
-        ) from None
 
 
 def _tiff_directories(data: bytes) -> list[ImageFileDirectory_v2]:
