@@ -101,3 +101,17 @@ def tiff(
         link = len(content)
         content += bytes(4)
     return bytes(content)
+
+
+def spoilt(data: bytes) -> dict[str, bytes]:
+    """Damage that a download, a full disk or a bad cable leaves."""
+    cuts = {f"cut at {tenth}0 %": data[: tenth * len(data) // 10] for tenth in range(10)}
+    wrong = {
+        "wrong magic": b"XXXX" + data[4:],
+        "another's magic": b"\x89PNG\r\n\x1a\n"[: 8 * (data[1:2] != b"P")] + data[8:],
+        "zeros": bytes(len(data)),
+    }
+    flipped = bytearray(data)
+    for place in range(len(data) // 3, len(data), max(1, len(data) // 7)):
+        flipped[place] ^= 0xFF
+    return {**cuts, **wrong, "flipped bits": bytes(flipped)}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import stat
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -234,8 +236,31 @@ def read_list(path: Path) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that can be written anywhere: bytes of a file name that are not UTF-8 become backslash escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """On one line, in characters: line breaks, and bytes of a file name that are not UTF-8, are written as escapes."""
+    if text.isprintable():
+        return text
+    odd = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, separators of lines and paragraphs
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+
+
+def listed(folder: Path) -> list[tuple[Path, bool]]:
+    """What is in a folder by name, without hidden files; and whether each is a folder itself, or linked to one.
+
+    Raises: DataError where the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+    found = []
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself; who reads it says so
+            is_folder = False
+        found.append((folder / entry.name, is_folder))
+    return found
 
 
 DARK = 63  # of 255: the most that 14 or fewer of 16 bits give
@@ -280,7 +305,8 @@ def voc_palette(num_classes: int) -> list[Color]:
 def passed_over(files: Sequence[Path]) -> str:
     """How many files of which suffixes: "3 files passed over: .heic (2), .txt (1)"."""
     counted = Counter(path.suffix.lower() or "no suffix" for path in files)
-    listed = ", ".join(f"{printable(suffix)} ({number:,})" for suffix, number in counted.most_common())
+    most_first = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{printable(suffix)} ({number:,})" for suffix, number in most_first)
     return f"{len(files):,} file{'' if len(files) == 1 else 's'} passed over: {listed}"
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segdcn.data.dataset import (
     Color,
-    DataError,
     ImageMaskFiles,
     ImageMaskPair,
     checked_bits,
     checked_mapping,
     checked_names,
     few,
+    listed,
     passed_over,
     voc_palette,
 )
@@ -101,15 +100,8 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], st
     """The files with one of the suffixes; and what else is there, but for hidden files, as the end of a sentence."""
     files: dict[str, Path] = {}
     others, folders = [], 0
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        path = Path(entry)
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    for path, is_folder in listed(folder) if folder.is_dir() else ():
+        if is_folder:
             folders += 1
         elif path.suffix.lower() not in suffixes:
             others.append(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import handmade
 import numpy as np
 import pytest
-from handmade import PALETTE, png, tiff
+from handmade import PALETTE, png, spoilt, tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -228,6 +228,14 @@ def test_what_cannot_be_read_whole_is_refused_with_the_reason(
         assert "\n" not in str(caught.value)
 
 
+def test_no_size_is_refused_that_fits_the_memory(tmp_path: Path) -> None:
+    """Pillow's own limit ends at 179 megapixels."""
+    stored = np.zeros((13_400, 13_400), bool)
+    stored[5000:6000, 7000:] = True
+    Image.fromarray(stored).save(tmp_path / "large.png")
+    assert (read_label(tmp_path / "large.png", 2) == stored).all()
+
+
 def test_overviews_and_a_telephones_second_picture_are_no_pages(tmp_path: Path) -> None:
     small = RGB[::2, ::2]
     data = tiff([RGB, small, small], photometric=2, tags=[{}, {254: [1]}, {254: [5]}])
@@ -314,20 +322,6 @@ def test_damaged_pixels_of_a_png_are_refused(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.png.*corrupt"):
         read_image(path)
-
-
-def spoilt(data: bytes) -> dict[str, bytes]:
-    """Damage that a download, a full disk or a bad cable leaves."""
-    cuts = {f"cut at {tenth}0 %": data[: tenth * len(data) // 10] for tenth in range(10)}
-    wrong = {
-        "wrong magic": b"XXXX" + data[4:],
-        "another's magic": b"\x89PNG\r\n\x1a\n"[: 8 * (data[1:2] != b"P")] + data[8:],
-        "zeros": bytes(len(data)),
-    }
-    flipped = bytearray(data)
-    for place in range(len(data) // 3, len(data), max(1, len(data) // 7)):
-        flipped[place] ^= 0xFF
-    return {**cuts, **wrong, "flipped bits": bytes(flipped)}
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "LZW", "JPEG in TIFF"])

@@ -112,7 +112,7 @@ def test_what_is_not_read_is_said(root: Path) -> None:
         assert len(ImageFolder(root, NAMES).split("train")) == 3
     said = [str(warning.message).removeprefix(str(root / "train")) for warning in caught]
     assert said == [
-        "/images: 4 files passed over: .heic (2), no suffix (1), .txt (1)"
+        "/images: 4 files passed over: .heic (2), .txt (1), no suffix (1)"
         " (read are .png .jpg .jpeg .bmp .tif .tiff .webp)",
         "/masks: 1 folder(s) within it, which are not looked into",
     ]
