@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from segdcn.assembly import CONFIG_PATH, one_line_errors
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
+from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
 from segdcn.run_folder import shown, write_bytes
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from segdcn.predictor import Prediction, Predictor
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+OVERLAY_BYTES = 28  # a pixel, that an overlay takes at its peak beside the image and the labels; measured
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 
@@ -199,6 +201,11 @@ def _predict_image(
     write_bytes(output / f"{name}_labels.png", _png(result.palette_image()))
     results.areas += _areas(result, _file(path, config))  # before what is there to look at, which may fail
     if config.overlay:
+        height, width = result.labels.shape
+        try:
+            check_fits(width, height, OVERLAY_BYTES)
+        except UnreadableError as error:
+            raise DataError(f"{path}: its overlay {error}; its labels are written") from None
         write_bytes(output / f"{name}_overlay.png", _png(result.overlay()))
     if config.probabilities:
         content = io.BytesIO()

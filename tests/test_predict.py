@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from test_predictor import noise
 
 import segdcn
 from segdcn import evaluate as evaluate_command
+from segdcn.data import decoding
 from segdcn.predict import main
 from segdcn.predictor import Predictor
 from segdcn.train import train
@@ -147,6 +149,27 @@ def test_links_are_followed_and_what_is_not_read_is_counted(
         assert names_in_areas(out) == [f"{name}.png" for name in expected]
 
 
+def test_a_folder_that_cannot_be_read_is_named(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "closed/b", "d/e"):
+        save(tmp_path / "in" / f"{name}.png")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:  # as a system does to all but its superuser
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 of 2 file(s) predicted")
+    assert one_line(shown.err) == f"error: {tmp_path / 'in' / 'closed'} cannot be read: Permission denied"
+    assert names_in_areas(out) == ["a.png", "d/e.png"]
+
+
 def test_names_of_any_bytes_are_predicted_and_listed(
     checkpoint: str, tmp_path: Path, predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +244,18 @@ def test_a_picture_that_fails_costs_no_figure(
     assert "a.png: MemoryError" in one_line(capsys.readouterr().err)
     assert files(out) == ["a_labels.png", "areas.csv"]
     assert names_in_areas(out) == ["a.png"]
+
+
+def test_an_overlay_that_no_memory_holds_is_left_out(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    monkeypatch.setattr(decoding, "_SMALL", 24 * 32 * 15)  # reading takes less, an overlay more
+    monkeypatch.setattr(decoding, "free_memory", lambda: 20_000)
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
+    assert "a.png: its overlay is too large: 32×24 pixels need about 0.0 GB" in one_line(capsys.readouterr().err)
+    assert files(out) == ["a_labels.png", "areas.csv"]
 
 
 def test_damaged_files_of_every_kind_are_named_and_the_rest_is_done(

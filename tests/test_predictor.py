@@ -274,6 +274,35 @@ def test_large_images_are_seen_by_windows_with_the_classes_of_the_averaged_logit
     np.testing.assert_array_equal(result.probabilities, expected.probabilities)
 
 
+@pytest.mark.slow
+def test_an_image_beyond_pillows_limit_takes_little_more_than_its_own_pixels(tmp_path: Path) -> None:
+    """180 megapixels by windows, in a process of their own; a network that tells dark from bright."""
+    bright = np.zeros((13_400, 13_400), bool)
+    bright[5000:6000, 7000:] = True
+    Image.fromarray(bright).save(tmp_path / "large.png")
+    np.save(tmp_path / "bright.npy", bright)
+    script = """
+import resource, sys
+import numpy as np, torch
+from segdcn.data.transforms import EvalTransform
+from segdcn.predictor import Predictor
+network = torch.nn.Conv2d(3, 2, 1)
+with torch.no_grad():
+    network.weight[0], network.weight[1], network.bias[:] = -1, 1, 0
+predictor = Predictor(network, ["dark", "bright"], [(0, 0, 0), (9, 9, 9)], EvalTransform(), max_pixels=1024**2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = predictor("large.png")
+taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / result.labels.size
+assert (result.labels == np.load("bright.npy")).all()
+print(result.inference, taken)
+"""
+    ended = process(tmp_path, "-c", script)
+    assert ended.returncode == 0, ended.stderr
+    words, _, taken = ended.stdout.rpartition(" ")
+    assert words == "window 1024×1024, stride 683×683, single scale"
+    assert float(taken) < 8  # bytes a pixel, of which three are the image's and one is the labels'
+
+
 def test_maps_that_no_memory_holds_are_refused_before_they_are_made(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

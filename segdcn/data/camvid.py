@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, read_list
+from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, listed, read_list
 
 VOID = 11  # the label of unlabelled pixels in the files
 
@@ -80,8 +80,7 @@ class CamVid:
         return ImageMaskFiles(pairs, num_classes=len(self.class_names), mapping={VOID: IGNORE_INDEX})
 
     def _stems(self, folder: str) -> list[str]:
-        files = [path for path in (self.root / folder).iterdir() if path.suffix in (".png", ".jpg")]
-        return sorted(path.stem for path in files if not path.name.startswith("."))
+        return [path.stem for path, _ in listed(self.root / folder) if path.suffix in (".png", ".jpg")]
 
     def _read_list(self, image_list: Path) -> list[ImageMaskPair]:
         pairs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, read_list, voc_palette
+from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, listed, read_list, voc_palette
 from segdcn.data.instance_maps import InstanceMaps
 
 IMAGES = {"train": 1464, "val": 1449, "test": 1456}  # as published
@@ -126,4 +126,4 @@ class VOC:
 
 
 def _stems(folder: Path) -> set[str]:
-    return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.stem for path, _ in listed(folder)} if folder.is_dir() else set()
