@@ -256,22 +256,22 @@ def _check_tiff(data: bytes) -> None:
     """Refuse, with the reason, a TIFF of which Pillow would leave something out or which it would not open."""
     directories = _tiff_directories(data)
     first = directories[0]
-    pages = sum(not directory.get(_SUBFILE, 0) & 0b101 for directory in directories)  # no overview, no mask of a page
-    if pages > 1:
-        raise UnreadableError(f"holds {pages} pages: save each as a file of its own")
+    pages = [not directory.get(_SUBFILE, 0) & 0b101 for directory in directories]  # no overviews, no masks of pages
+    if sum(pages) > 1 or (len(pages) > 1 and not pages[0]):  # of which Pillow takes the first
+        raise UnreadableError(f"holds {len(pages)} pages: save each as a file of its own")
     _check_bands(first)
     try:
         Image.open(io.BytesIO(data)).close()
     except UnidentifiedImageError:
         depth = "/".join(map(str, dict.fromkeys(first.get(_BITS, (1,)))))
         raise UnreadableError(
-            f"is a TIFF of a kind that is not read ({depth} bits): save it as an 8-bit or 16-bit one"
+            f"is a TIFF of a kind that is not read ({depth} bits): save it as 8-bit grey or RGB"
         ) from None
 
 
 def _check_bands(tags: ImageFileDirectory_v2) -> None:
     """Refuse floating-point pixels, and bands that are neither colours nor alpha."""
-    if max(tags.get(_FORMAT, (1,))) >= 3:
+    if not {3, 6}.isdisjoint(tags.get(_FORMAT, (1,))):
         raise UnreadableError("holds floating-point pixels: save it as an 8-bit or 16-bit image")
     samples, colours = tags.get(_SAMPLES, 1), _COLOUR_BANDS.get(tags.get(_PHOTOMETRIC, 0))
     alpha = samples == (colours or 0) + 1 and tags.get(_EXTRA, (2,))[0] in (1, 2)

@@ -204,6 +204,7 @@ def animation(image_format: str) -> bytes:
         (bands(1, 32803), r"holds 1 band\(s\), not grey"),  # a camera's raw pixels
         (bands(2, 1, np.uint16, extra=[2]), r"is a TIFF of a kind that is not read \(16 bits\): save"),
         (tiff([RGB, RGB, RGB], photometric=2), "holds 3 pages: save each"),
+        (tiff([RGB[::2], RGB], photometric=2, tags=[{254: [1]}, {}]), "holds 2 pages"),  # a thumbnail comes first
         (animation("GIF"), "holds 3 pictures, an animation: save the one"),
         (animation("WEBP"), "holds 3 pictures"),
         (animation("PNG"), "holds 3 pictures"),

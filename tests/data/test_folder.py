@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import BARE, call
 
+import segdcn
+from segdcn import evaluate, train
 from segdcn.data.folder import ImageFolder
 
 NAMES = ("background", "cat", "dog")
@@ -186,3 +190,30 @@ def test_label_beyond_the_class_names_is_named(root: Path) -> None:
     Image.fromarray(np.full((4, 6), 3, np.uint8)).save(root / "val" / "masks" / "d.png")
     with pytest.raises(ValueError, match=r"d\.png holds label 3"):
         ImageFolder(root, NAMES).split("val")[0]
+
+
+def test_white_objects_in_12_bit_scans_are_trained_and_predicted_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, number in {"train": 2, "val": 1}.items():
+        for part in ("images", "masks"):
+            (tmp_path / "data" / split / part).mkdir(parents=True)
+        for name in range(number):
+            scan, mask = rng.integers(0, 4096, (48, 64)).astype(np.uint16), 255 * rng.integers(0, 2, (48, 64), np.uint8)
+            Image.fromarray(scan).save(tmp_path / "data" / split / "images" / f"{name}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / f"{name}.png")
+    options = ["dataset=folder", "dataset.root=data", "dataset.class_names=[0,1]", "dataset.mapping={255:1}"]
+    settings = [setting for setting in BARE if not setting.startswith("dataset.")]
+    settings += ["datamodule.batch_size=2", "datamodule.num_workers=0", "datamodule.eval_batch_size=1"]
+    assert call(train.main, *options, "dataset.bits=12", *settings, "trainer.max_epochs=1", "output_dir=run") == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert call(evaluate.main, f"checkpoint={checkpoint}", "callbacks.panels=null", "trainer.accelerator=cpu") == 0
+    figures = json.loads((tmp_path / "run" / "evaluation" / "best_val" / "metrics.json").read_text())
+    assert {"val/iou/0", "val/iou/1"} <= figures.keys()
+    predictor = segdcn.load(checkpoint, device="cpu")
+    assert predictor.class_names == ["0", "1"]
+    seen = predictor(tmp_path / "data" / "val" / "images" / "0.png").image
+    np.testing.assert_array_equal(seen, ImageFolder("data", [0, 1], mapping={255: 1}, bits=12).split("val")[0].image)
+    assert seen.max() > 250
