@@ -6,16 +6,22 @@ import csv
 import io
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from segdcn import MissingFileError, UserError
 from segdcn.commands.entry import console_script
+from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
+from segdcn.data.decoding import UnreadableError, check_fits
+from segdcn.data.labels import count_labels
 from segdcn.runs.folder import make_folder, shown, write_bytes
 
 if TYPE_CHECKING:
@@ -25,14 +31,40 @@ if TYPE_CHECKING:
     from segdcn.predictor import Prediction, Predictor
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+OVERLAY_BYTES = 28  # a pixel, that an overlay takes at its peak beside the image and the labels; measured
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
-Areas = list[tuple[str, str, int, float]]
-"""File, class, pixels, share: the rows of areas.csv."""
+
+class Found(NamedTuple):
+    """What an input holds.
+
+    files: images and videos by the name of their outputs.
+    others: files of other kinds.
+    problems: one line for each folder that cannot be read.
+    """
+
+    files: dict[str, Path]
+    others: list[Path]
+    problems: list[str]
+
+
+@dataclass
+class Results:
+    """What is told of all files at the end.
+
+    areas: file, class, pixels, share; the rows of areas.csv.
+    dark: images that are nearly black.
+    """
+
+    areas: list[tuple[str, str, int, float]] = field(default_factory=list)
+    images: int = 0
+    dark: list[str] = field(default_factory=list)
 
 
 def predict(config: DictConfig) -> list[str]:
     """Predict all of ``config.input`` into ``config.output``.
+
+    Whatever goes wrong with one file, the others are predicted and areas.csv has what there is.
 
     Returns:
         One line for each file that could not be predicted, which names it.
@@ -42,7 +74,7 @@ def predict(config: DictConfig) -> list[str]:
             checkpoint that cannot be used.
     """
     source, output = Path(config.input), Path(config.output)
-    files = find_files(source, output)  # before torch is imported: a wrong path is reported at once
+    found = find_files(source, output)  # before torch is imported: a wrong path is reported at once
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -55,89 +87,138 @@ def predict(config: DictConfig) -> list[str]:
         inference=instantiate(config.inference, _convert_="all"),
         trust=config.trust,
     )
-    problems: list[str] = []
-    areas: Areas = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # the bar is for a person who waits: a log file gets none
-    with Progress(*columns, console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True) as progress:
-        task = progress.add_task("files", total=len(files))
-        for name, path in files.items():
-            run = _predict_video if path.suffix.lower() in VIDEOS else _predict_image
-            try:
-                run(predictor, path, name, config, areas, progress)
-            except (ValueError, OSError) as error:
-                message = " ".join(str(error).split())
-                problems.append(message if str(path) in message else f"{path}: {message}")
-            progress.advance(task)
-    if config.areas:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("file", "class", "pixels", "share"))
-        writer.writerows((file, label, pixels, f"{share:.6f}") for file, label, pixels, share in areas)
-        write_bytes(output / "areas.csv", table.getvalue().encode("utf-8"))
-    print(f"{len(files) - len(problems)} of {len(files)} file(s) predicted, in {shown(output)}")
-    return problems
+    failed: list[str] = []
+    results = Results()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        # the bar is for a person who waits: a log file gets none
+        quiet = not sys.stderr.isatty()
+        with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
+            task = progress.add_task("files", total=len(found.files))
+            for name, path in found.files.items():
+                run = _predict_video if path.suffix.lower() in VIDEOS else _predict_image
+                try:
+                    run(predictor, path, name, config, results, progress)
+                except Exception as error:
+                    failed.append(_problem(path, error))
+                progress.advance(task)
+    finally:  # also where a person ends it
+        if config.areas:
+            write_bytes(output / "areas.csv", _table(results))
+    print(
+        f"{len(found.files) - len(failed)} of {len(found.files)} file(s) predicted, in {printable(str(shown(output)))}"
+    )
+    if results.dark:
+        many = f"{len(results.dark):,} of {results.images:,} image(s)"
+        print(f"note: {dark_note(many, printable(results.dark[0]))}")
+    if found.others:
+        print(passed_over(found.others))
+    return found.problems + failed
 
 
-def find_files(source: Path, output: Path) -> dict[str, Path]:
+def find_files(source: Path, output: Path) -> Found:
     """The images and videos of a file or folder, by the name of their outputs: the path below ``source``, no suffix.
 
-    A folder is searched with its subfolders, in order, without ``output`` and without hidden files.
+    A folder is searched with its subfolders and those that are linked there, in order, without ``output`` and without
+    hidden files. A name is that of the path as it is seen, through links.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: a file of neither kind, or two files that would write the same outputs.
     """
+    known = " ".join(sorted(IMAGES | VIDEOS))
     if output.exists() and not output.is_dir():
         raise UserError(f"output={output} is a file: give a folder")
     if source.is_file():
         if source.suffix.lower() not in IMAGES | VIDEOS:
-            known = " ".join(sorted(IMAGES | VIDEOS))
             raise UserError(f"input={source} is neither an image nor a video by its suffix: {known}")
-        return {source.stem: source}
+        return Found({source.stem: source}, [], [])
     if not source.is_dir():
         raise MissingFileError(f"input={source} does not exist: give an image, a video or a folder")
     if output.resolve() == source.resolve():
         raise UserError(f"output={output} is the input folder: its results would be inputs of the next run")
-    written = output.resolve()
-    found: dict[str, Path] = {}
+    found = Found({}, [], [])
     names: dict[str, Path] = {}  # without regard to case, as some file systems see it
-    for path in sorted(source.rglob("*")):
-        inner = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in inner.parts)
-        if hidden or path.suffix.lower() not in IMAGES | VIDEOS or not path.is_file():
+    written = output.resolve()
+    closed = set() if written in source.resolve().parents else {written}
+    for path in _walk(source, closed, set(), found.problems):
+        if path.suffix.lower() not in IMAGES | VIDEOS:
+            found.others.append(path)
             continue
-        if written in path.resolve().parents:
-            continue
-        name = inner.with_suffix("").as_posix()
+        name = path.relative_to(source).with_suffix("").as_posix()
         other = names.setdefault(name.lower(), path)
         if other != path:
             raise UserError(f"{other} and {path} would both be written to {output / name}_*: rename one of them")
-        found[name] = path
-    if not found:
-        raise MissingFileError(f"input={source} holds no image and no video ({' '.join(sorted(IMAGES | VIDEOS))})")
+        found.files[name] = path
+    if not found.files:
+        others = f": {passed_over(found.others)}" if found.others else ""
+        raise MissingFileError(f"input={source} holds no image and no video ({known}){others}")
     return found
 
 
+def _walk(folder: Path, closed: set[Path], above: set[Path], problems: list[str]) -> Iterator[Path]:
+    """The files below a folder, but for those in ``closed`` ones; ``above`` are the real folders above this one."""
+    real = folder.resolve()
+    if real in above or not closed.isdisjoint((real, *real.parents)):
+        return
+    try:
+        entries = listed(folder)
+    except DataError as error:
+        problems.append(str(error))
+        return
+    for path, is_folder in entries:
+        if is_folder:
+            yield from _walk(path, closed, above | {real}, problems)
+        else:
+            yield path
+
+
+def _problem(path: Path, error: Exception) -> str:
+    """One line that names the file, for whatever went wrong with it."""
+    message, name = printable(str(error).strip()), printable(str(path))
+    if not isinstance(error, ValueError | OSError):  # a fault of this program: its kind helps to find it
+        message = f"{type(error).__name__}: {message}"
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exception(error)
+    return message if name in message else f"{name}: {message}"
+
+
+def _table(results: Results) -> bytes:
+    """areas.csv; bytes of a file's name that are not UTF-8 are written as escapes."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("file", "class", "pixels", "share"))
+    writer.writerows((file, label, pixels, f"{share:.6f}") for file, label, pixels, share in results.areas)
+    return table.getvalue().encode("utf-8", "backslashreplace")
+
+
 def _predict_image(
-    predictor: Predictor, path: Path, name: str, config: DictConfig, areas: Areas, progress: Progress
+    predictor: Predictor, path: Path, name: str, config: DictConfig, results: Results, progress: Progress
 ) -> None:
     import numpy as np
 
     output = Path(config.output)
     result = predictor(path, probabilities=config.probabilities)
+    results.images += 1
+    if is_dark(result.image):
+        results.dark.append(_file(path, config))
     write_bytes(output / f"{name}_labels.png", _png(result.palette_image()))
+    results.areas += _areas(result, _file(path, config))  # before what is there to look at, which may fail
     if config.overlay:
+        height, width = result.labels.shape
+        try:
+            check_fits(width, height, OVERLAY_BYTES)
+        except UnreadableError as error:
+            raise DataError(f"{path}: its overlay {error}; its labels are written") from None
         write_bytes(output / f"{name}_overlay.png", _png(result.overlay()))
     if config.probabilities:
         content = io.BytesIO()
         np.savez_compressed(content, probabilities=result.probabilities.astype(np.float16))
         write_bytes(output / f"{name}_probabilities.npz", content.getvalue())
-    areas += _areas(result, _file(path, config))
 
 
 def _predict_video(
-    predictor: Predictor, path: Path, name: str, config: DictConfig, areas: Areas, progress: Progress
+    predictor: Predictor, path: Path, name: str, config: DictConfig, results: Results, progress: Progress
 ) -> None:
     """Frame by frame: one is in memory at a time."""
     import cv2
@@ -147,8 +228,9 @@ def _predict_video(
         raise UserError("probabilities=true is for images, not for a video's frames")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said once, at the end
     output = Path(config.output)
-    capture = cv2.VideoCapture(str(path))
-    task = progress.add_task(path.name, total=None)
+    task = progress.add_task(printable(path.name), total=None)
+    with _alias(path) as plain:
+        capture = cv2.VideoCapture(str(plain))
     try:
         if not capture.isOpened():
             raise UserError("cannot be read as a video")
@@ -162,12 +244,12 @@ def _predict_video(
                 if not there:
                     break
                 result = predictor(np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8))
-                if config.overlay:
-                    write(np.asarray(result.overlay(legend="all")))
+                if config.areas:
+                    results.areas += _areas(result, f"{_file(path, config)}#{number}")
                 if config.frames:
                     write_bytes(output / f"{name}_labels" / f"{number:06d}.png", _png(result.palette_image()))
-                if config.areas:
-                    areas += _areas(result, f"{_file(path, config)}#{number}")
+                if config.overlay:
+                    write(np.asarray(result.overlay(legend="all")))
                 number += 1
                 progress.advance(task)
             if number == 0:
@@ -180,6 +262,18 @@ def _predict_video(
 
 
 @contextmanager
+def _alias(path: Path) -> Iterator[Path]:
+    """The file or folder under a name that OpenCV can open it by: it takes UTF-8 alone."""
+    if str(path) == printable(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"link{path.suffix}")
+        link.symlink_to(path.absolute())
+        yield link
+
+
+@contextmanager
 def _video(path: Path, rate: float) -> Iterator[Any]:
     """A function that appends RGB frames to an MP4, which appears under its name when it is whole.
 
@@ -188,7 +282,7 @@ def _video(path: Path, rate: float) -> Iterator[Any]:
     import cv2
 
     writer: cv2.VideoWriter | None = None
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
+    partial = path.with_name(f".{printable(path.stem)}.{os.getpid()}.partial.mp4")
 
     def write(frame: Any) -> None:
         nonlocal writer
@@ -197,7 +291,8 @@ def _video(path: Path, rate: float) -> Iterator[Any]:
         if writer is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(partial), fourcc, rate, (frame.shape[1], frame.shape[0]))
+            with _alias(path.parent) as folder:
+                writer = cv2.VideoWriter(str(folder / partial.name), fourcc, rate, (frame.shape[1], frame.shape[0]))
             if not writer.isOpened():
                 raise UserError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -218,10 +313,8 @@ def _file(path: Path, config: DictConfig) -> str:
     return path.name if path == Path(config.input) else path.relative_to(config.input).as_posix()
 
 
-def _areas(result: Prediction, file: str) -> Areas:
-    import numpy as np
-
-    counts = np.bincount(result.labels.ravel(), minlength=len(result.class_names)).tolist()
+def _areas(result: Prediction, file: str) -> list[tuple[str, str, int, float]]:
+    counts = count_labels(result.labels)[: len(result.class_names)].tolist()
     pixels = result.labels.size
     return [(file, name, count, count / pixels) for name, count in zip(result.class_names, counts, strict=True)]
 

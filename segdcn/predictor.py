@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,14 +21,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from segdcn import MissingFileError, UserError
-from segdcn.data.dataset import read_image
+from segdcn.data import decoding, memory
+from segdcn.data.dataset import file_errors, read_image
 from segdcn.data.transforms import EvalTransform
 from segdcn.evaluation.inference import Inference, slide_classes
 from segdcn.panels import overlay
 from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
 
 Array: TypeAlias = npt.NDArray[Any]
-Photo: TypeAlias = "Array | str | Path"
+Photo: TypeAlias = "str | os.PathLike[str] | Image.Image | Array | Tensor"
+TAKEN = (
+    "a file's path, a PIL image, an array that is uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"
+    " or a tensor that is uint8 of shape (3, H, W), (1, H, W) or (H, W)"
+)
 
 # Up to so many pixels an image is seen whole, whatever memory there is; no window of its own choice is smaller.
 SMALL_SIDE = 512
@@ -37,17 +42,6 @@ PROBE_SIDE = 128
 # maps that wait for the head exceed: measured 2.8 (resnet_tiny) to 3.2 (resnet50, mobilenet_v2).
 MEMORY_FACTOR = 4
 UNKNOWN_MEMORY = 2 << 30  # bytes taken to be free where the system does not tell
-
-_ORIENTATION_TAG = 0x0112
-_TURNED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass
@@ -98,6 +92,7 @@ class Predictor:
             allows, and by windows as large as memory allows beyond.
         device: where the network is.
         max_pixels: the most pixels (of the scaled image) that are seen at once; None asks the device's free memory.
+        bits: how many of a 16-bit image's bits are used, as in training; None is all 16.
     """
 
     def __init__(
@@ -109,6 +104,7 @@ class Predictor:
         inference: Inference | None = None,
         device: torch.device | None = None,
         max_pixels: int | None = None,
+        bits: int | None = None,
     ) -> None:
         if max_pixels is not None and max_pixels < 1:
             raise UserError(f"max_pixels must be positive, got {max_pixels}")
@@ -118,6 +114,7 @@ class Predictor:
         self.inference = inference or Inference()
         self.max_pixels = max_pixels
         self.transform = transform
+        self.bits = bits
 
     @overload
     def __call__(self, image: Photo, probabilities: bool = False) -> Prediction: ...
@@ -129,9 +126,11 @@ class Predictor:
         """Predict an image, or each one of a list.
 
         Args:
-            image: a file; or RGB, RGBA (alpha is dropped) or grey pixels, uint8 or uint16 (scaled to 8 bits), of
-                shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W). A file is turned upright as its EXIF orientation
-                asks. Images of a list may differ in size: they are seen one by one.
+            image: a file's path; a PIL image; RGB, RGBA or grey pixels as an array, uint8 or uint16, of shape
+                (H, W, 3), (H, W, 4), (H, W, 1) or (H, W); or as a tensor, uint8 of shape (3, H, W), (1, H, W) or
+                (H, W), on any device. Alpha is dropped, 16 bits are scaled to 8, and files and PIL images are turned
+                upright as their EXIF orientation asks. Images of a list may differ in kind and size: they are seen one
+                by one.
             probabilities: keep the probabilities, instead of a second run when they are looked at.
 
         Raises:
@@ -140,15 +139,16 @@ class Predictor:
         """
         if isinstance(image, list):
             return [self(one, probabilities) for one in image]
-        pixels = as_rgb(image) if isinstance(image, np.ndarray) else read_photo(Path(image))
+        pixels = self._pixels(image)
         inference = self._inference_for(*pixels.shape[:2])
+        kept: npt.NDArray[np.float32] | None = None
         with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-            batch = self.batch(pixels)
-            kept: npt.NDArray[np.float32] | None = None
             if not probabilities and inference.window is not None and inference.single_run:
-                classes = slide_classes(self.network, batch, inference.window, inference.steps)
+                # normalised window by window: of the whole image that would take eight times its pixels
+                stored = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
+                classes = slide_classes(self._normalised, stored, inference.window, inference.steps)
             else:
-                logits = inference(self.network, batch)
+                logits = self._logits(pixels, inference, probabilities)
                 classes = logits.argmax(dim=1).to(torch.uint8)
                 kept = _softmax(logits) if probabilities else None
             labels = classes[0].cpu().numpy()
@@ -157,9 +157,44 @@ class Predictor:
             if kept is not None:
                 return kept
             with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-                return _softmax(inference(self.network, self.batch(pixels)))
+                return _softmax(self._logits(pixels, inference, probabilities=True))
 
         return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
+
+    def _pixels(self, image: Photo) -> npt.NDArray[np.uint8]:
+        """What was given as uint8 (H, W, 3)."""
+        if isinstance(image, np.ndarray):
+            return as_rgb(image, self.bits)
+        if isinstance(image, Tensor):
+            return as_rgb(_tensor_pixels(image))
+        if isinstance(image, Image.Image):
+            with file_errors("the PIL image"):
+                pixels = decoding.opened(image, self.bits)
+            return as_rgb(pixels)
+        if isinstance(image, str | os.PathLike):
+            return read_photo(Path(image), self.bits)
+        raise UserError(f"an image must be {TAKEN}, got {type(image).__name__}")
+
+    def _normalised(self, windows: Tensor) -> Tensor:
+        """The network's logits for stored pixels, uint8 (1, 3, H, W)."""
+        pixels = np.ascontiguousarray(windows[0].permute(1, 2, 0).cpu().numpy())
+        logits: Tensor = self.network(self.batch(pixels))
+        return logits
+
+    def _logits(self, pixels: npt.NDArray[np.uint8], inference: Inference, probabilities: bool) -> Tensor:
+        """Logits (1, K, H, W) of the whole image at once; ValueError where they would not fit the memory."""
+        height, width = pixels.shape[:2]
+        if inference.window is not None:  # else the image is small enough
+            maps = 1 + 2 * (not inference.single_run) + probabilities
+            needed = height * width * (4 * maps * len(self.class_names) + 24 * max(1, *inference.scales) ** 2)
+            free = free_memory(self.device)
+            if needed > free:
+                raise UserError(
+                    f"too large: {width}×{height} pixels need about {needed / 1e9:.1f} GB for all classes' maps,"
+                    f" {free / 1e9:.1f} GB are free: leave out probabilities, scales and flip"
+                )
+        logits: Tensor = inference(self.network, self.batch(pixels))
+        return logits
 
     def batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """Pixels as the network takes them: uint8 (H, W, 3) -> float32 (1, 3, H, W) on its device."""
@@ -237,6 +272,7 @@ def from_checkpoint(
     data = checkpoint.groups["datamodule"]
     # our own recipes leave them at ImageNet's, which are the default
     transform = EvalTransform(**{key: data[key] for key in ("mean", "std") if data.get(key) is not None})
+    bits = checkpoint.groups["dataset"].get("bits")  # of ours; of a user's own data set it may mean anything
     return Predictor(
         checkpoint.network(network),
         checkpoint.class_names,
@@ -245,6 +281,7 @@ def from_checkpoint(
         inference,
         device,
         max_pixels,
+        bits if type(bits) is int and 1 <= bits <= 16 else None,
     )
 
 
@@ -263,58 +300,51 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def read_photo(path: Path) -> npt.NDArray[np.uint8]:
+def read_photo(path: Path, bits: int | None = None) -> npt.NDArray[np.uint8]:
     """Read an image file as the network sees it: uint8 (H, W, 3), turned upright as its EXIF orientation asks.
 
     Apart from that the pixels are those of ``segdcn.data.dataset.read_image``, hence of an evaluation.
 
     Raises: FileNotFoundError, or DataError (a ValueError) when it is no image; one line that names the file.
     """
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise MissingFileError(f"no image at {path}")
-    pixels = read_image(path)
-    try:
-        with Image.open(path) as image:
-            turned = _TURNED.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # EXIF data that are damaged, beside pixels that are not
-        return pixels
-    return pixels if turned is None else np.array(Image.fromarray(pixels).transpose(turned))
+    return read_image(path, bits, upright=True)
 
 
-def as_rgb(pixels: Array) -> npt.NDArray[np.uint8]:
+def as_rgb(pixels: Array, bits: int | None = None) -> npt.NDArray[np.uint8]:
     """Grey, RGB or RGBA pixels of 8 or 16 bits as uint8 (H, W, 3); see ``Predictor.__call__``.
 
     Raises: ValueError for another shape or type.
     """
     wrong = pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape
     if wrong or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise UserError(
-            "an image must be uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"
-            f" got {pixels.dtype} {pixels.shape}"
-        )
+        raise UserError(f"an image must be {TAKEN}, got an array: {pixels.dtype} {pixels.shape}")
     if pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)  # 65535 is 255
+        with file_errors("the array"):
+            pixels = decoding.to_8_bits(pixels, bits)  # 65535 is 255
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3])
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return np.require(pixels[..., :3], requirements=["C", "W"])  # writable, as torch asks of what it shares
+
+
+def _tensor_pixels(image: Tensor) -> Array:
+    """(H, W, C) of a tensor with channels first."""
+    if image.dtype != torch.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
+        hint = "; multiply values of 0..1 by 255" if image.is_floating_point() else ""
+        raise UserError(f"an image must be {TAKEN}, got a tensor: {image.dtype} {tuple(image.shape)}{hint}")
+    pixels: Array = (image.permute(1, 2, 0) if image.ndim == 3 else image).detach().cpu().numpy()
+    return pixels
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on the device; 2 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    found = []
-    try:
-        text = Path("/proc/meminfo").read_text()
-        found += [1024 * int(kilobytes) for kilobytes in re.findall(r"^MemAvailable:\s+(\d+)", text, re.MULTILINE)]
-    except OSError:
-        pass
-    try:  # a container's own limit
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # none, or "max"
-        pass
-    return max(0, min(found)) if found else UNKNOWN_MEMORY
+    free = memory.free_memory()
+    return UNKNOWN_MEMORY if free is None else free
 
 
 def _bytes(values: Any) -> int:

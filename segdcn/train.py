@@ -40,6 +40,7 @@ def train(config: DictConfig) -> float:
     from pytorch_lightning import seed_everything
 
     from segdcn.callbacks import FiguresFile, training_seconds
+    from segdcn.data.labels import labels_before_training
     from segdcn.drawing.figures import print_figures
     from segdcn.models.cost import network_cost
     from segdcn.runs.environment import environment
@@ -62,7 +63,10 @@ def train(config: DictConfig) -> float:
     facts |= network_cost(task.network, (height, width)) | _images_per_step(config, trainer)
 
     if trainer.is_global_zero:
+        notes = labels_before_training(dataset)
         _introduce(config, dataset, task.network, facts)
+        for note in notes:
+            print(f"note     {note}", flush=True)
         if not config.resume:
             write_text(run / "config.yaml", OmegaConf.to_yaml(config))
             write_json(run / "environment.json", environment(config.seed))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +14,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import FirstRun
+from handmade import png, spoilt, tiff
 from PIL import Image
 from runs import BARE, call, compose, make_camvid, one_line, process, real_camvid
 from test_predictor import noise
 
 import segdcn
 from segdcn import evaluate as evaluate_command
+from segdcn.data import decoding
 from segdcn.predict import main
 from segdcn.predictor import Predictor
 from segdcn.train import train
@@ -96,6 +102,211 @@ def test_bad_files_are_named_at_the_end_and_the_rest_goes_on(
     assert files(out) == ["a_labels.png", "a_overlay.png", "areas.csv", "d_labels.png", "d_overlay.png"]
 
 
+def save(path: Path | bytes, seed: int = 0) -> None:
+    """A small image under any name."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    with open(path, "wb") as file:
+        Image.fromarray(noise(24, 32, seed=seed)).save(file, format="PNG")
+
+
+def names_in_areas(out: Path) -> list[str]:
+    with (out / "areas.csv").open(encoding="utf-8", newline="") as file:
+        return list(dict.fromkeys(row["file"] for row in csv.DictReader(file)))
+
+
+def test_links_are_followed_and_what_is_not_read_is_counted(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "photos", tmp_path / "photos" / "out"
+    for number, name in enumerate(("photos/a.png", "photos/2024/b.png", "photos/x.png/c.png", "elsewhere/d.png")):
+        save(tmp_path / name, seed=number)
+    save(tmp_path / "single.png")
+    out.mkdir()
+    links = {
+        "site": tmp_path / "elsewhere",  # a folder
+        "latest": source / "2024",  # the same images once more, by another name
+        "link.png": tmp_path / "single.png",
+        "2024/up": source,  # round and round
+        "round": source / "round",
+        "results": out,  # of an earlier run
+    }
+    for name, target in links.items():
+        (source / name).symlink_to(target)
+    for name in ("b.HEIC", "c.heic", "notes.txt", "README", ".hidden.txt", ".cache/x.cr2", "2024/raw.cr2"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("")
+    for _ in range(2):
+        assert call(main, checkpoint, f"input={source}", f"output={out}", "areas=true", "overlay=false") == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert shown.out.splitlines() == [
+            f"6 of 6 file(s) predicted, in {out}",
+            "7 files passed over: .cr2 (2), .heic (2), no suffix (2), .txt (1)",
+        ]
+        expected = ["2024/b", "a", "latest/b", "link", "site/d", "x.png/c"]
+        assert files(out) == sorted([f"{name}_labels.png" for name in expected] + ["areas.csv"])
+        assert names_in_areas(out) == [f"{name}.png" for name in expected]
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "closed/b", "d/e"):
+        save(tmp_path / "in" / f"{name}.png")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:  # as a system does to all but its superuser
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 of 2 file(s) predicted")
+    assert one_line(shown.err) == f"error: {tmp_path / 'in' / 'closed'} cannot be read: Permission denied"
+    assert names_in_areas(out) == ["a.png", "d/e.png"]
+
+
+def test_names_of_any_bytes_are_predicted_and_listed(
+    checkpoint: str, tmp_path: Path, predictor: Predictor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    names = [b"a.png", b"caf\xe9.png", b"d\xe9p\xf4t/b.png", b'one,"two"\nthree.png', "\u96ea \u00e9.png".encode()]
+    for number, name in enumerate(names):
+        save(os.fsencode(source) + b"/" + name, seed=number)
+    write_video(tmp_path / "clip.mp4", [noise(48, 64, seed=number) for number in range(2)])
+    os.rename(tmp_path / "clip.mp4", os.fsencode(source) + b"/d\xe9p\xf4t/clip\xff.mp4")
+    assert call(main, checkpoint, f"input={source}", f"output={out}", "areas=true", "overlay=true") == 0
+    assert capsys.readouterr() == (f"6 of 6 file(s) predicted, in {out}\n", "")
+    listed = [name.decode("utf-8", "backslashreplace").replace(r"\x", r"\udc") for name in names]
+    frames = [rf"d\udce9p\udcf4t/clip\udcff.mp4#{number}" for number in range(2)]
+    assert sorted(names_in_areas(out)) == sorted([*listed, *frames])
+    for number, name in enumerate(names):
+        with open(os.fsencode(out) + b"/" + name.removesuffix(b".png") + b"_labels.png", "rb") as file:
+            found = np.asarray(Image.open(file))
+        np.testing.assert_array_equal(found, predictor(noise(24, 32, seed=number)).labels)
+    assert os.path.getsize(os.fsencode(out) + b"/d\xe9p\xf4t/clip\xff_overlay.mp4") > 500
+    # what is wrong with such a file is still one line that names it
+    with open(os.fsencode(source) + b'/one,"two"\nthree.png', "wb") as file:
+        file.write(b"no picture")
+    assert call(main, checkpoint, f"input={source}", f"output={out}") == 1
+    assert r'in/one,"two"\nthree.png cannot be read as an image' in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("something\nodd"), KeyError("key"), KeyboardInterrupt()])
+def test_figures_of_the_other_files_are_never_lost(
+    checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: BaseException,
+) -> None:
+    """Not even by a fault of this program, or by a person who ends it."""
+    for name in "abc":
+        save(tmp_path / "in" / f"{name}.png")
+    predict = Predictor.__call__
+
+    def stumbling(self: Predictor, image: Any, probabilities: bool = False) -> Any:
+        if Path(image).stem == "b":
+            raise fault
+        return predict(self, image, probabilities)
+
+    monkeypatch.setattr(Predictor, "__call__", stumbling)
+    out = tmp_path / "out"
+    options = (checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true")
+    if isinstance(fault, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            call(main, *options)
+        assert names_in_areas(out) == ["a.png"]
+        return
+    assert call(main, *options) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("2 of 3 file(s) predicted")
+    said = {RuntimeError: r"RuntimeError: something\nodd", KeyError: "KeyError: 'key'"}[type(fault)]
+    assert one_line(shown.err) == f"error: {tmp_path / 'in' / 'b.png'}: {said}"
+    assert names_in_areas(out) == ["a.png", "c.png"]
+
+
+def test_a_picture_that_fails_costs_no_figure(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("segdcn.predictor.overlay", fail)
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
+    assert "a.png: MemoryError" in one_line(capsys.readouterr().err)
+    assert files(out) == ["a_labels.png", "areas.csv"]
+    assert names_in_areas(out) == ["a.png"]
+
+
+def test_an_overlay_that_no_memory_holds_is_left_out(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png")
+    monkeypatch.setattr(decoding, "_SMALL", 24 * 32 * 15)  # reading takes less, an overlay more
+    monkeypatch.setattr(decoding, "free_memory", lambda: 20_000)
+    out = tmp_path / "out"
+    assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
+    assert "a.png: its overlay is too large: 32×24 pixels need about 0.0 GB" in one_line(capsys.readouterr().err)
+    assert files(out) == ["a_labels.png", "areas.csv"]
+
+
+def test_damaged_files_of_every_kind_are_named_and_the_rest_is_done(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    save(source / "good.png")
+    bad = {}
+    for image_format, suffix in {"PNG": "png", "JPEG": "jpg", "TIFF": "tif", "WEBP": "webp", "GIF": "gif"}.items():
+        whole = io.BytesIO()
+        Image.fromarray(noise(24, 32)).save(whole, format=image_format)
+        damaged = {damage: data for damage, data in spoilt(whole.getvalue()).items() if damage != "flipped bits"}
+        bad |= {f"{damage}, {image_format}.{suffix}": data for damage, data in damaged.items()}
+    bad |= {
+        "huge.png": png(noise(8, 8), size=(2**31 - 1, 2**31 - 1)),
+        "bands.tif": tiff(noise(8, 8, 5), photometric=2, tags={338: [0, 0]}),
+        "float.tif": tiff(np.zeros((8, 8), np.float32)),
+        "stack.tif": tiff([noise(8, 8)] * 3, photometric=2),
+    }
+    for name, data in bad.items():
+        (source / name).write_bytes(data)
+    (source / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(source / "pipe.png")
+    assert call(main, checkpoint, f"input={source}", f"output={out}", "areas=true") == 1
+    shown = capsys.readouterr()
+    assert shown.out == f"1 of {len(bad) + 3} file(s) predicted, in {out}\n"
+    errors = shown.err.splitlines()
+    assert len(errors) == len(bad) + 2
+    for error, name in zip(errors, sorted([*bad, "gone.png", "pipe.png"]), strict=True):
+        assert error.startswith(f"error: {source / name} "), error
+    assert names_in_areas(out) == ["good.png"]
+
+
+def test_nearly_black_images_are_spoken_of_once(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in"
+    save(source / "a.png")
+    for name in "bc":
+        Image.fromarray(noise(24, 32, 1)[..., 0].astype(np.uint16) * 16).save(source / f"{name}.png")
+    common = (f"input={source}", f"output={tmp_path / 'out'}", "overlay=false")
+    assert call(main, checkpoint, *common) == 0
+    _, note = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: 2 of 3 image(s) have no pixel above 63 of 255 (the first: b.png), like 12-bit data")
+    state = torch.load(checkpoint.split("'")[1], weights_only=True)
+    state["segdcn"]["config"]["dataset"]["bits"] = 12
+    torch.save(state, tmp_path / "trained.ckpt")
+    assert call(main, f"checkpoint={tmp_path / 'trained.ckpt'}", *common) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -104,6 +315,7 @@ def test_bad_files_are_named_at_the_end_and_the_rest_goes_on(
         (("input=photos", "output=photos"), ("output=photos is the input folder",)),
         (("input=photos/a.txt", "output=x"), ("a.txt", "neither an image nor a video", ".jpg")),
         (("input=empty", "output=x"), ("input=empty holds no image",)),
+        (("input=raw", "output=x"), ("input=raw holds no image", ": 2 files passed over: .cr2 (1), .txt (1)")),
         (("input=twins", "output=x"), ("twins/A.jpg", "twins/a.png", "x/a_*", "rename")),
         (("input=photos", "output=photos/a.txt"), ("is a file: give a folder",)),
         (("input=photos", "output=x", "device=abacus"), ("device=abacus",)),
@@ -115,8 +327,10 @@ def test_bad_files_are_named_at_the_end_and_the_rest_goes_on(
 def test_bad_options_are_one_line_before_anything_is_written(
     checkpoint: str, arguments: tuple[str, ...], parts: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("photos", "empty", "twins"):
+    for folder in ("photos", "empty", "twins", "raw"):
         Path(folder).mkdir()
+    for name in ("a.cr2", "b.txt"):
+        Path("raw", name).write_text("")
     for image in ("photos/a.png", "twins/a.png", "twins/A.jpg"):
         Image.fromarray(noise(16, 16)).save(image)
     Path("photos/a.txt").write_text("")

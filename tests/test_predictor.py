@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FirstRun
+from handmade import tiff
 from numpy.typing import NDArray
 from PIL import Image
 from runs import process
@@ -170,8 +171,94 @@ def test_arrays_of_every_kind_are_their_rgb_image() -> None:
     [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)],
 )
 def test_other_arrays_are_refused(predictor: Predictor, pixels: Array) -> None:
-    with pytest.raises(ValueError, match=r"must be uint8 or uint16 of shape .* got (float64|uint8) \("):
+    with pytest.raises(ValueError, match=r"must be .* uint8 or uint16 of shape .* got an array: (float64|uint8) \("):
         predictor(pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (torch.zeros(3, 4, 4), r"a tensor: torch\.float32 \(3, 4, 4\); multiply values of 0\.\.1 by 255"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), r"a tensor: torch\.uint8 \(4, 4, 3\)"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), r"a tensor: torch\.uint8 \(1, 3, 4, 4\)"),
+        (torch.zeros(3, 0, 4, dtype=torch.uint8), r"an array: uint8 \(0, 4, 3\)"),
+        (Image.new("RGB", (0, 4)), r"an array: uint8 \(4, 0, 3\)"),
+        (b"photo.jpg", "bytes"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_else_is_given_is_refused_by_what_is_taken(predictor: Predictor, image: Any, got: str) -> None:
+    kinds = r"^an image must be a file's path, a PIL image, an array .*, or a tensor that is uint8 of shape \(3, H, W\)"
+    with pytest.raises(ValueError, match=rf"{kinds}.*, got {got}$"):
+        predictor(image)
+
+
+def test_a_pil_image_is_its_file(predictor: Predictor, tmp_path: Path) -> None:
+    """Orientation, palette, alpha, 16 bits; opened, loaded or made."""
+    rgb, grey = noise(40, 64), noise(40, 64, 1)[..., 0]
+    indexed = Image.fromarray(grey // 16)
+    indexed.putpalette(np.random.default_rng(2).integers(0, 256, (16, 3), np.uint8).ravel().tolist())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pictures = {
+        "turned.png": Image.fromarray(rgb),
+        "turned.tif": Image.fromarray(rgb),
+        "palette.png": indexed,
+        "alpha.png": Image.fromarray(np.dstack([rgb, grey])),
+        "wide.png": Image.fromarray(grey.astype(np.uint16) * 257),
+    }
+    for name, picture in pictures.items():
+        path = tmp_path / name
+        picture.save(
+            path, **({"exif": exif} if name.startswith("turned") else {"transparency": 3} if name[0] == "p" else {})
+        )
+        expected = read_photo(path)
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(predictor(image).image, expected)
+            np.testing.assert_array_equal(predictor(image).image, expected)  # it is loaded now
+        if not name.startswith("turned"):
+            np.testing.assert_array_equal(predictor(picture).image, expected)
+    (tmp_path / "bands.tif").write_bytes(tiff(noise(8, 8, 5), photometric=2, tags={338: [0, 0]}))
+    (tmp_path / "short.png").write_bytes((tmp_path / "alpha.png").read_bytes()[:-200])
+    for name, reason in {"bands.tif": r"holds 5 band\(s\)", "short.png": "cannot be read as an image"}.items():
+        with pytest.raises(ValueError, match=f"^the PIL image {reason}"), Image.open(tmp_path / name) as image:
+            predictor(image)
+
+
+def test_a_page_of_a_stack_is_the_one_where_the_pil_image_stands(predictor: Predictor, tmp_path: Path) -> None:
+    pages = [noise(24, 32, seed=number) for number in range(3)]
+    (tmp_path / "stack.tif").write_bytes(tiff(pages, photometric=2))
+    with Image.open(tmp_path / "stack.tif") as image:
+        for number in (2, 0, 1):
+            image.seek(number)
+            np.testing.assert_array_equal(predictor(image).image, pages[number])
+
+
+def test_a_tensor_is_its_array(predictor: Predictor) -> None:
+    rgb = torch.from_numpy(noise(40, 64)).permute(2, 0, 1)
+    for tensor in (rgb, rgb[:1], rgb[0], rgb[:, ::2].requires_grad_(False)):
+        array = tensor.numpy() if tensor.ndim == 2 else tensor.permute(1, 2, 0).numpy()
+        result = predictor(tensor)
+        np.testing.assert_array_equal(result.image, as_rgb(array))
+        np.testing.assert_array_equal(result.labels, predictor(array).labels)
+
+
+def test_bits_of_the_training_are_those_of_the_prediction(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    for bits, known in ((12, 12), ("many", None), ("${seed}", None)):  # of a user's own data set it may mean anything
+        state["segdcn"]["config"]["dataset"]["bits"] = bits
+        torch.save(state, tmp_path / "other.ckpt")
+        assert segdcn.load(tmp_path / "other.ckpt", device="cpu").bits == known
+    predictor = segdcn.load(tmp_path / "other.ckpt", device="cpu")
+    predictor.bits = 12
+    pixels = noise(40, 64, 1)[..., 0].astype(np.uint16) * 16
+    Image.fromarray(pixels).save(tmp_path / "scan.png")
+    expected = np.repeat((pixels.astype(int) * 255 // 4095)[..., None], 3, axis=2)
+    with Image.open(tmp_path / "scan.png") as image:
+        for one in (tmp_path / "scan.png", str(tmp_path / "scan.png"), image, pixels):
+            np.testing.assert_array_equal(predictor(one).image, expected)
+    with pytest.raises(ValueError, match=r"^the array holds a pixel of 5000, beyond the 0\.\.4095 of bits=12"):
+        predictor(np.full((4, 4), 5000, np.uint16))
 
 
 @pytest.mark.parametrize("size", [(200, 250), (100, 65), (64, 300), (65, 64)])
@@ -185,6 +272,48 @@ def test_large_images_are_seen_by_windows_with_the_classes_of_the_averaged_logit
     expected = segdcn.load(checkpoint, device="cpu", inference=Inference(window=(64, 64)))(image, probabilities=True)
     np.testing.assert_array_equal(result.labels, expected.probabilities.argmax(0))
     np.testing.assert_array_equal(result.probabilities, expected.probabilities)
+
+
+@pytest.mark.slow
+def test_an_image_beyond_pillows_limit_takes_little_more_than_its_own_pixels(tmp_path: Path) -> None:
+    """180 megapixels by windows, in a process of their own; a network that tells dark from bright."""
+    bright = np.zeros((13_400, 13_400), bool)
+    bright[5000:6000, 7000:] = True
+    Image.fromarray(bright).save(tmp_path / "large.png")
+    np.save(tmp_path / "bright.npy", bright)
+    script = """
+import resource, sys
+import numpy as np, torch
+from segdcn.data.transforms import EvalTransform
+from segdcn.predictor import Predictor
+network = torch.nn.Conv2d(3, 2, 1)
+with torch.no_grad():
+    network.weight[0], network.weight[1], network.bias[:] = -1, 1, 0
+predictor = Predictor(network, ["dark", "bright"], [(0, 0, 0), (9, 9, 9)], EvalTransform(), max_pixels=1024**2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = predictor("large.png")
+taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / result.labels.size
+assert (result.labels == np.load("bright.npy")).all()
+print(result.inference, taken)
+"""
+    ended = process(tmp_path, "-c", script)
+    assert ended.returncode == 0, ended.stderr
+    words, _, taken = ended.stdout.rpartition(" ")
+    assert words == "window 1024×1024, stride 683×683, single scale"
+    assert float(taken) < 8  # bytes a pixel, of which three are the image's and one is the labels'
+
+
+def test_maps_that_no_memory_holds_are_refused_before_they_are_made(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = segdcn.load(checkpoint, device="cpu", inference=Inference(window=(64, 64)))
+    monkeypatch.setattr("segdcn.predictor.free_memory", lambda device: 1_000_000)
+    image = noise(200, 250)
+    result = predictor(image)  # its labels need no such maps
+    with pytest.raises(ValueError, match=r"^too large: 250×200 pixels need about 0\.0 GB .*: leave out probabilities"):
+        _ = result.probabilities
+    with pytest.raises(ValueError, match=r"^too large: 250×200 pixels"):
+        predictor(image, probabilities=True)
 
 
 def test_windows_leave_no_seam_where_the_network_looks_at_single_pixels() -> None:

@@ -30,7 +30,7 @@ def check(config: DictConfig) -> None:
         console.print(table)
     for note in notes(reports, dataset.class_names):
         print(f"note: {note}")
-    found = problems(reports)
+    found = problems(reports, dataset.class_names)
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from segdcn import MissingFileError, UserError
-from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair
+from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, listed, read_list
 
 VOID = 11  # the label of unlabelled pixels in the files
 
@@ -71,15 +71,21 @@ class CamVid:
         if image_list.is_file():
             pairs = self._read_list(image_list)
         else:
-            masks = sorted((self.root / f"{name}annot").glob("*.png"))
-            pairs = [self._pair(name, mask.stem, f"{name}annot", "its mask") for mask in masks]
+            pairs = [self._pair(name, stem, f"{name}annot", "its mask") for stem in self._stems(f"{name}annot")]
+            if lonely := {*self._stems(name)} - {pair.name for pair in pairs}:
+                raise MissingFileError(
+                    f"{few(lonely)} in {self.root / name} without a mask NAME.png in {self.root / f'{name}annot'}"
+                )
         if not pairs:
             raise MissingFileError(f"split {name!r} of CamVid in {self.root} is empty")
         return ImageMaskFiles(pairs, num_classes=len(self.class_names), mapping={VOID: IGNORE_INDEX})
 
+    def _stems(self, folder: str) -> list[str]:
+        return [path.stem for path, _ in listed(self.root / folder) if path.suffix in (".png", ".jpg")]
+
     def _read_list(self, image_list: Path) -> list[ImageMaskPair]:
         pairs = []
-        for number, line in enumerate(image_list.read_text().splitlines(), start=1):
+        for number, line in enumerate(read_list(image_list).splitlines(), start=1):
             if not line.strip():
                 continue
             try:

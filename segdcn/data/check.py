@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
+from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
-from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset, few
+from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset, dark_note, few, is_dark
+from segdcn.data.labels import NEEDED, SplitLabels, count_labels, label_notes, white_objects
 
-NEEDED = ("train", "val")
+MANY_DARK = 0.95  # share of a split's images that are nearly black
 
 
 @dataclass
@@ -27,12 +29,18 @@ class SplitReport:
 
     split: str
     samples: int = 0
+    read: int = 0
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image content -> sample name
     names: set[str] = field(default_factory=set)
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    dark: list[str] = field(default_factory=list)  # names of nearly black images
+
+    @property
+    def labels(self) -> SplitLabels:
+        return SplitLabels(self.split, self.read, self.samples, self.pixels)
 
 
 def read_splits(dataset: SegmentationDataset, workers: int, console: Console) -> list[SplitReport]:
@@ -47,19 +55,22 @@ def read_splits(dataset: SegmentationDataset, workers: int, console: Console) ->
                 samples = dataset.split(name)
             except (OSError, ValueError) as error:
                 report.errors.append(f"split {name!r} cannot be used: {error}")
-                continue
-        report.notes += [str(warning.message) for warning in caught]
+            report.notes += [str(warning.message) for warning in caught]
+        if report.errors:
+            continue
         report.samples = len(samples)
         if not samples:
             report.errors.append(f"split {name!r} is empty")
         items = _Examined(samples, len(dataset.class_names))
         loader = DataLoader(items, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
-        for found in track(loader, name, len(samples), console=console):
+        for found in track(loader, Text(name).markup, len(samples), console=console):
             if isinstance(found, str):
                 report.errors.append(f"{name}: {found}")
                 continue
-            sample_name, digest, pixels = found
+            sample_name, digest, pixels, dark = found
+            report.read += 1
             report.names.add(sample_name)
+            report.dark += [sample_name] if dark else []
             report.digests[digest] = sample_name
             report.pixels += pixels
             report.images += pixels > 0
@@ -73,11 +84,11 @@ class _Examined(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[str, str, NDArray[np.int64]] | str:
-        """Name, content hash and pixels per label of one sample, or what is wrong with it."""
+    def __getitem__(self, index: int) -> tuple[str, str, NDArray[np.int64], bool] | str:
+        """Name, content hash, pixels per label, whether it is nearly black; or what is wrong with a sample."""
         try:
             image, label, name = self.samples[index]
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 return f"{name}: the image must be uint8 (H, W, 3), got {image.dtype} {image.shape}"
             if label.dtype != np.uint8 or label.shape != image.shape[:2]:
                 return (
@@ -87,24 +98,26 @@ class _Examined(Dataset[Any]):
             return str(error)
         except Exception as error:  # of a data set of the user's own: the other samples are looked at all the same
             return f"sample {index} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
-        pixels = np.bincount(label.ravel(), minlength=256)
+        pixels = count_labels(label)
         wrong = np.flatnonzero(pixels[self.num_classes : IGNORE_INDEX]) + self.num_classes
         if len(wrong):
             return f"{name} holds label {wrong[0]}: labels are 0..{self.num_classes - 1} and {IGNORE_INDEX} (ignored)"
         digest = hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
-        return name, digest, pixels
+        return name, digest, pixels, is_dark(image)
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def problems(reports: Sequence[SplitReport]) -> list[str]:
+def problems(reports: Sequence[SplitReport], class_names: Sequence[str]) -> list[str]:
     """What must be mended before a training, one line each."""
     found = [error for report in reports for error in report.errors]
     for report in reports:
-        if report.split in NEEDED and report.names and not report.pixels[:IGNORE_INDEX].any():
+        if report.split in NEEDED and report.read and not report.labels.labelled:
             found.append(f"split {report.split!r} has no labelled pixel: all are {IGNORE_INDEX} (ignored)")
+    if wrong := white_objects([report.labels for report in reports], class_names):
+        found.append(wrong)
     for one, other in combinations(reports, 2):
         if common := sorted(one.digests.keys() & other.digests.keys()):
             pairs = [f"{one.digests[digest]} = {other.digests[digest]}" for digest in common]
@@ -115,10 +128,12 @@ def problems(reports: Sequence[SplitReport]) -> list[str]:
 def notes(reports: Sequence[SplitReport], class_names: Sequence[str]) -> list[str]:
     """What a user may want to know although a training would run, one line each."""
     found = [note for report in reports for note in report.notes]
+    labels = [report.labels for report in reports if report.split in NEEDED]
+    found += label_notes([one for one in labels if one.labelled], class_names)  # of the others: problems
     for report in reports:
-        absent = [name for k, name in enumerate(class_names) if not report.pixels[k]]
-        if report.split in NEEDED and report.pixels[:IGNORE_INDEX].any() and absent:
-            found.append(f"{report.split} has no pixel of {', '.join(absent)}")
+        if report.dark and len(report.dark) >= MANY_DARK * report.read:
+            how_many = f"{report.split}: {len(report.dark):,} of {report.read:,} images"
+            found.append(dark_note(how_many, report.dark[0]))
     for one, other in combinations(reports, 2):
         if common := one.names & other.names:
             found.append(f"{one.split} and {other.split} have images of the same name: {few(common)}")
@@ -132,14 +147,14 @@ def tables(reports: Sequence[SplitReport], class_names: Sequence[str]) -> Iterat
     for report in reports:
         total = int(report.pixels.sum())
         share = f"{100 * report.pixels[IGNORE_INDEX] / total:.2f} %" if total else "-"
-        summary.add_row(report.split, f"{report.samples:,}", f"{len(report.errors):,}", share)
-        classes.add_column(f"{report.split}: pixels", justify="right")
+        summary.add_row(Text(report.split), f"{report.samples:,}", f"{len(report.errors):,}", share)
+        classes.add_column(Text(f"{report.split}: pixels"), justify="right")
         classes.add_column("images", justify="right")
     for k, name in enumerate(class_names):
         cells = []
         for report in reports:
             labelled = int(report.pixels[:IGNORE_INDEX].sum())
             cells += [f"{100 * report.pixels[k] / labelled:.2f} %" if labelled else "-", f"{report.images[k]:,}"]
-        classes.add_row(name, *cells)
+        classes.add_row(Text(name), *cells)
     yield summary
     yield classes

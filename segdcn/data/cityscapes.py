@@ -152,5 +152,5 @@ def _annotation(split: str) -> str:
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
     """The files CITY/CITY_SEQ_FRAME_<ending>.png below a folder, by CITY_SEQ_FRAME in sorted order."""
-    files = {path.name.removesuffix(f"_{ending}.png"): path for path in folder.glob(f"*/*_{ending}.png")}
-    return dict(sorted(files.items()))
+    paths = [path for path in folder.glob(f"*/*_{ending}.png") if not path.name.startswith(".")]
+    return dict(sorted((path.name.removesuffix(f"_{ending}.png"), path) for path in paths))

@@ -5,28 +5,30 @@ Legend for the whole package: N batch, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
-import io
+import contextlib
+import functools
+import os
+import stat
+import unicodedata
 import warnings
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from segdcn import UserError
-
-try:
-    import pyspng
-except ImportError:  # no wheel for this Python: OpenCV decodes PNGs as well, in half as much time again
-    pyspng = None
+from segdcn.data.decoding import Array as Array
+from segdcn.data.decoding import UnreadableError, numbers, photograph
+from segdcn.data.memory import free_memory
+from segdcn.runs.folder import is_lasting
 
 IGNORE_INDEX = 255
-
-Array = npt.NDArray[np.uint8]
+MOST_STORED = 1 << 16  # numbers of a mask file; labels are 8-bit
 Color = tuple[int, int, int]
 
 
@@ -72,6 +74,10 @@ class SegmentationDataset(Protocol):
 class DataError(UserError):
     """A data file that cannot be used; the message is one line that names it."""
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises its worker's error anew with the worker's whole traceback as the message.
+        super().__init__(printable(message.strip().rpartition("DataError: ")[2]))
+
 
 class ImageMaskPair(NamedTuple):
     """The files of one sample, and the name it gets; without a mask (a benchmark's test split) all is ignored."""
@@ -86,15 +92,25 @@ class ImageMaskFiles(Sequence[Sample]):
 
     Args:
         num_classes: K; a mask may hold 0..K-1 and 255.
-        mapping: what further labels of the files mean, or what the files' own numbers are here, e.g. {7: 0, 4: 255}.
+        mapping: what further labels of the files mean, or what the files' own numbers are here, e.g. {7: 0, 4: 255};
+            {255: 1} makes a class of the number that else is ignored.
+        bits: how many of a 16-bit image's bits are used: 12 scales 4095 to 255; None is all 16.
+
+    Raises:
+        ValueError: a mapping or bits that cannot be.
     """
 
     def __init__(
-        self, pairs: Sequence[ImageMaskPair], num_classes: int, mapping: Mapping[int, int] | None = None
+        self,
+        pairs: Sequence[ImageMaskPair],
+        num_classes: int,
+        mapping: Mapping[int, int] | None = None,
+        bits: int | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self.num_classes = num_classes
-        self.mapping = dict(mapping or {})
+        self.mapping = checked_mapping(mapping, num_classes)
+        self.bits = checked_bits(bits)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -107,11 +123,11 @@ class ImageMaskFiles(Sequence[Sample]):
 
     def __getitem__(self, index: int | slice) -> Sample | ImageMaskFiles:
         if isinstance(index, slice):
-            return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping)
+            return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping, self.bits)
         pair = self.pairs[index]
-        image = read_image(pair.image)
+        image, name = read_image(pair.image, self.bits), printable(pair.name)
         if pair.mask is None:
-            return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), pair.name)
+            return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), name)
         label = read_label(pair.mask, self.num_classes, self.mapping)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
@@ -120,68 +136,149 @@ class ImageMaskFiles(Sequence[Sample]):
                 f"{pair.image} is {h}x{w} pixels (height x width) but its mask {pair.mask} is"
                 f" {mask_h}x{mask_w}: make the mask at the size of the image{turned}"
             )
-        return Sample(image, label, pair.name)
+        return Sample(image, label, name)
 
 
-def read_image(path: Path) -> Array:
+def read_image(path: Path, bits: int | None = None, upright: bool = False) -> Array:
     """Read an image file as 8-bit RGB; grey, palette, CMYK and 16-bit images are converted, alpha is dropped.
 
     The pixels are taken as stored: EXIF orientation is not applied, since masks are drawn for stored pixels.
 
+    Args:
+        bits: see `ImageMaskFiles`.
+        upright: apply EXIF orientation.
+
     Shape: uint8 (H, W, 3).
 
     Raises:
-        DataError: the file is missing, corrupt, truncated or of floating-point pixels.
+        DataError: the file is missing, corrupt, truncated, too large for the free memory, of several pages, of
+            floating-point pixels or of bands that RGB has no place for.
     """
-    data = _read_bytes(path)
-    fast = _decode_plain(data)
-    if fast is not None:
-        return fast
-    image = _decode(path, data)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise DataError(f"{path} holds pixels outside 0..65535: save it as an 8-bit or 16-bit image")
-        return np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode == "F":
-        raise DataError(f"{path} holds floating-point pixels: save it as an 8-bit or 16-bit image")
-    if image.mode == "P":
-        image = image.convert("RGBA")  # a palette with transparency warns when converted to RGB directly
-    return np.array(image.convert("RGB"))
+    with file_errors(path):
+        return photograph(_read_bytes(path), bits, upright)
 
 
 def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None = None) -> Array:
-    """Read a mask file, whose pixels (palette indices or grey values) are the labels themselves.
+    """Read a mask file, whose pixels (palette indices or grey values, of any depth) are the labels themselves.
 
     Shape: uint8 (H, W), 0..num_classes-1 or 255, after `mapping` (see `ImageMaskFiles`).
 
     Raises:
         DataError: the file is missing, corrupt, truncated, in colours or lossy, or has a label out of range.
     """
-    image = _decode(path, _read_bytes(path))
-    if image.format == "JPEG":
-        raise DataError(f"{path} is a JPEG, whose compression changes labels: save the mask as a PNG")
-    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise DataError(
-            f"{path} is {image.mode}, not one channel: a mask holds class numbers (8-bit grey or palette"
-            " PNG); map its colours to class numbers first"
-        )
-    table = np.arange(256, dtype=np.uint8)
-    for stored_label, label in (mapping or {}).items():
-        table[stored_label] = label
-    unknown = (table >= num_classes) & (table != IGNORE_INDEX)
-    wide = np.asarray(image)
-    stored = wide.astype(np.uint8, copy=False)
-    wrong = np.unique(stored[cv2.LUT(stored, unknown.astype(np.uint8)) > 0]) if unknown.any() else np.array([])
-    if image.mode.startswith("I") and ((wide < 0) | (wide > 255)).any():
-        wrong = np.unique(wide[(wide < 0) | (wide > 255)])
-    if len(wrong):
+    stored = read_numbers(path)
+    table, allowed = _label_table(num_classes, tuple((mapping or {}).items()))
+    if stored.dtype == np.uint8:
+        label = np.asarray(cv2.LUT(stored, table[:256]), np.uint8)
+        good = np.asarray(cv2.LUT(stored, allowed[:256].view(np.uint8))) > 0
+    else:
+        inside = (stored >= 0) & (stored < MOST_STORED)
+        within = np.where(inside, stored, 0)
+        label, good = table[within], allowed[within] & inside
+    if not good.all():
+        wrong = np.unique(stored[~good]).tolist()
         listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
             f"{path} holds label {listed}: with {num_classes} classes a mask may hold"
-            f" {_ranges(np.flatnonzero(~unknown).tolist())} (ignored)"
+            f" {_ranges(np.flatnonzero(allowed).tolist())}{' (ignored)' if table[IGNORE_INDEX] == IGNORE_INDEX else ''}"
         )
-    return np.asarray(cv2.LUT(stored, table), np.uint8)
+    return label
+
+
+def read_numbers(path: Path) -> npt.NDArray[Any]:
+    """The numbers that a file of one channel stores, (H, W), whatever they mean; DataError where there are none."""
+    with file_errors(path):
+        return numbers(_read_bytes(path))
+
+
+def checked_mapping(mapping: Mapping[int, int] | None, num_classes: int) -> dict[int, int]:
+    """A mapping of `ImageMaskFiles`; ValueError where it is none."""
+    mapping = {} if mapping is None else mapping
+    labels = {*range(num_classes), IGNORE_INDEX}
+    if not isinstance(mapping, Mapping) or not all(
+        type(stored) is int and 0 <= stored < MOST_STORED and type(label) is int and label in labels
+        for stored, label in mapping.items()
+    ):
+        raise UserError(
+            f"mapping must give numbers of the masks (0..{MOST_STORED - 1}) their labels (0..{num_classes - 1}, or"
+            f" {IGNORE_INDEX} to ignore them), such as {{255: 1}}, got {mapping}"
+        )
+    return dict(mapping)
+
+
+def checked_bits(bits: int | None) -> int | None:
+    """The bits of `ImageMaskFiles`; ValueError where they are none."""
+    if bits is not None and (type(bits) is not int or not 1 <= bits <= 16):
+        raise UserError(f"bits must be 1 to 16, those of a 16-bit image that are used, or null for all, got {bits}")
+    return bits
+
+
+def checked_names(class_names: Sequence[object]) -> tuple[str, ...]:
+    """Class names as texts: numbers are taken as they are typed.
+
+    Raises: ValueError unless they are 2 to 255 different ones.
+    """
+    names = () if isinstance(class_names, str) else tuple(class_names)
+    texts = tuple(map(str, names))
+    typed = all(isinstance(name, str | int | float) and not isinstance(name, bool) and str(name) for name in names)
+    if not typed or not 2 <= len(texts) <= 255 or len(set(texts)) != len(texts):
+        raise UserError(
+            "class_names must be 2 to 255 different names, background included, as in [background,cat]"
+            f" (true, false and null in quotes), got {class_names if isinstance(class_names, str) else list(names)}"
+        )
+    return texts
+
+
+def read_list(path: Path) -> str:
+    """The text of a file that lists names: UTF-8, or whatever bytes the files' names are of."""
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise _as_data_error(path, error) from error
+
+
+def printable(text: str) -> str:
+    """On one line, in characters: line breaks, and bytes of a file name that are not UTF-8, are written as escapes."""
+    if text.isprintable():
+        return text
+    odd = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, separators of lines and paragraphs
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
+
+
+def listed(folder: Path) -> list[tuple[Path, bool]]:
+    """What is in a folder by name, without hidden files; and whether each is a folder itself, or linked to one.
+
+    Raises: DataError where the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise _as_data_error(folder, error) from error
+    found = []
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself; who reads it says so
+            is_folder = False
+        found.append((folder / entry.name, is_folder))
+    return found
+
+
+DARK = 63  # of 255: the most that 14 or fewer of 16 bits give
+
+
+def is_dark(image: Array) -> bool:
+    """Whether an image is nearly black, uint8 (H, W, 3)."""
+    return int(image.max()) <= DARK
+
+
+def dark_note(how_many: str, first: str) -> str:
+    """What to say of nearly black images."""
+    return (
+        f"{how_many} have no pixel above {DARK} of 255 (the first: {first}), like 12-bit data in 16-bit files: if they"
+        " are, train with dataset.bits=12, or save them with pixels up to 65535"
+    )
 
 
 def check_count(what: str, found: int, published: int) -> None:
@@ -207,6 +304,14 @@ def voc_palette(num_classes: int) -> list[Color]:
     return palette
 
 
+def passed_over(files: Sequence[Path]) -> str:
+    """How many files of which suffixes: "3 files passed over: .heic (2), .txt (1)"."""
+    counted = Counter(path.suffix.lower() or "no suffix" for path in files)
+    most_first = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{printable(suffix)} ({number:,})" for suffix, number in most_first)
+    return f"{len(files):,} file{'' if len(files) == 1 else 's'} passed over: {listed}"
+
+
 def few(names: Iterable[str]) -> str:
     """How many files, and the first three names, for an error of one line."""
     names = sorted(names)
@@ -220,71 +325,53 @@ def _ranges(numbers: Sequence[int]) -> str:
     return " and ".join(str(a) if a == b else f"{a}..{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+@functools.cache
+def _label_table(num_classes: int, mapping: tuple[tuple[int, int], ...]) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """For each number of a mask: its label, and whether the mask may hold it."""
+    table, allowed = np.zeros(1 << 16, np.uint8), np.zeros(1 << 16, bool)
+    table[:256] = np.arange(256)
+    allowed[:num_classes] = allowed[IGNORE_INDEX] = True
+    for stored, label in mapping:
+        table[stored] = label
+        allowed[stored] = True
+    return table, allowed
 
 
-def _decode(path: Path, data: bytes) -> Image.Image:
+@contextlib.contextmanager
+def file_errors(name: object) -> Iterator[None]:
+    """Whatever goes wrong while a file is decoded becomes a DataError, one line that begins with its name."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()  # decodes all pixels, so that a truncated file fails here
-            return image
+        yield
+    except DataError:
+        raise
+    except UnreadableError as error:
+        raise DataError(f"{name} {error}") from None
+    except MemoryError:
+        raise DataError(f"{name} is too large for the memory that is free") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         reason = (
             "not a known image format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         )
         raise DataError(
-            f"{path} cannot be read as an image, it may be corrupt or truncated: {reason or type(error).__name__}"
+            f"{name} cannot be read as an image, it may be corrupt or truncated: {reason or type(error).__name__}"
         ) from error
 
 
-def _decode_plain(data: bytes) -> Array | None:
-    """Whole 8-bit grey or colour PNGs and JPEGs by decoders faster than Pillow, with the same pixels; or None.
-
-    Which files those are is read here, since these decoders convert the other kinds in ways of their own and may
-    return what there is of a damaged file. (Pixels of JPEGs are equal as long as both OpenCV and Pillow are built
-    with libjpeg-turbo, as their wheels are; other builds may differ by a level or two.)
-    """
-    png = _is_plain_png(data)
-    if not png and not _is_plain_jpeg(data):
-        return None
+def _read_bytes(path: Path) -> bytes:
     try:
-        if png and pyspng is not None:
-            return np.asarray(pyspng.load(data, format="RGB"), np.uint8)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (RuntimeError, cv2.error):
-        return None
-    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for ever
+            raise DataError(f"{path} is a {'folder' if stat.S_ISDIR(about.st_mode) else 'device'}, not a file")
+        free = free_memory() if about.st_size > 1 << 28 else None
+        if free is not None and about.st_size > free:
+            raise DataError(f"{path} is too large: {about.st_size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}") from None
+    except OSError as error:
+        raise _as_data_error(path, error) from error
 
 
-def _is_plain_png(data: bytes) -> bool:
-    """8-bit grey or RGB, and every chunk whole by its checksum, up to the end mark."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or data[24:26] not in (b"\x08\x00", b"\x08\x02"):
-        return False
-    view, start = memoryview(data), 8
-    while start + 12 <= len(data):
-        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return False
-        if data[start + 4 : start + 8] == b"IEND":
-            return True
-        start = end + 4
-    return False
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """8 bits in one or three channels (not CMYK), and an end mark."""
-    if not data.startswith(b"\xff\xd8\xff") or not data.endswith(b"\xff\xd9"):
-        return False
-    start = 2
-    while start + 10 <= len(data) and data[start] == 0xFF:
-        marker = data[start + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame header
-            return data[start + 4] == 8 and data[start + 9] in (1, 3)
-        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    return False
+def _as_data_error(path: Path, error: OSError) -> Exception:
+    """A path that cannot be read, or the failure of a disk as it is: another moment it may be read."""
+    return DataError(f"{path} cannot be read: {error.strerror}") if is_lasting(error) else error

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from segdcn import MissingFileError, UserError
-from segdcn.data.dataset import Color, ImageMaskFiles, ImageMaskPair, few, voc_palette
+from segdcn.data.dataset import (
+    Color,
+    ImageMaskFiles,
+    ImageMaskPair,
+    checked_bits,
+    checked_mapping,
+    checked_names,
+    few,
+    listed,
+    passed_over,
+    voc_palette,
+)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png",)
 LAYOUT = "ROOT/train/images/NAME.jpg with ROOT/train/masks/NAME.png, and the same under ROOT/val"
 
 
@@ -16,25 +29,30 @@ class ImageFolder:
     """ROOT/<split>/images and ROOT/<split>/masks with equal stems; splits train, val and perhaps test.
 
     Masks are one-channel PNGs (grey or palette) whose pixels are class numbers: 0 is the first class,
-    255 is ignored. Images may have different sizes.
+    255 is ignored. Images may have different sizes. Files of other kinds are passed over, with a warning.
 
     Args:
+        class_names: texts, or numbers, which are taken as they are typed.
         palette: one RGB colour (0..255) per class; None gives the colours of PASCAL VOC's rule.
+        mapping, bits: see `ImageMaskFiles`.
 
     Raises:
         FileNotFoundError: ROOT holds no split.
-        ValueError: wrong class names or palette; from `split`, images and masks that do not pair.
+        ValueError: wrong class names, palette, mapping or bits; from `split`, images and masks that do not pair.
     """
 
     def __init__(
-        self, root: str | Path, class_names: Sequence[str], palette: Sequence[Sequence[int]] | None = None
+        self,
+        root: str | Path,
+        class_names: Sequence[object],
+        palette: Sequence[Sequence[int]] | None = None,
+        mapping: Mapping[int, int] | None = None,
+        bits: int | None = None,
     ) -> None:
         self.root = Path(root)
-        self.class_names = tuple(class_names)
-        if not 2 <= len(self.class_names) <= 255 or len(set(self.class_names)) != len(self.class_names):
-            raise UserError(
-                f"class_names must be 2 to 255 different names, background included, got {list(self.class_names)}"
-            )
+        self.class_names = checked_names(class_names)
+        self.mapping = checked_mapping(mapping, len(self.class_names))
+        self.bits = checked_bits(bits)
         self.palette = voc_palette(len(self.class_names)) if palette is None else _checked(palette)
         if len(self.palette) != len(self.class_names):
             raise UserError(
@@ -50,16 +68,21 @@ class ImageFolder:
         if name not in self.splits:
             raise UserError(f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}")
         folder = self.root / name
-        images = _by_stem(folder / "images", IMAGE_SUFFIXES)
-        masks = _by_stem(folder / "masks", (".png",))
+        images, other_images = _by_stem(folder / "images", IMAGE_SUFFIXES)
+        masks, other_masks = _by_stem(folder / "masks", MASK_SUFFIXES)
         if not images:
-            raise UserError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)})")
+            raise UserError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)}){other_images}")
         if lonely := images.keys() - masks.keys():
-            raise UserError(f"{few(lonely)} in {folder / 'images'} without a mask NAME.png in {folder / 'masks'}")
+            where = f"{folder / 'images'} without a mask NAME.png in {folder / 'masks'}"
+            raise UserError(f"{few(lonely)} in {where}{other_masks}")
         if lonely := masks.keys() - images.keys():
-            raise UserError(f"{few(lonely)} in {folder / 'masks'} without an image in {folder / 'images'}")
+            where = f"{folder / 'masks'} without an image in {folder / 'images'}"
+            raise UserError(f"{few(lonely)} in {where}{other_images}")
+        for part, others in (("images", other_images), ("masks", other_masks)):
+            if others:
+                warnings.warn(f"{folder / part}{others}", stacklevel=2)
         pairs = [ImageMaskPair(images[stem], masks[stem], stem) for stem in sorted(images)]
-        return ImageMaskFiles(pairs, num_classes=len(self.class_names))
+        return ImageMaskFiles(pairs, len(self.class_names), self.mapping, self.bits)
 
 
 def _checked(palette: Sequence[Sequence[int]]) -> list[Color]:
@@ -72,11 +95,20 @@ def _checked(palette: Sequence[Sequence[int]]) -> list[Color]:
     return colors
 
 
-def _by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], str]:
+    """The files with one of the suffixes; and what else is there, but for hidden files, as the end of a sentence."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
-            if path.stem in files:
-                raise UserError(f"{files[path.stem]} and {path.name} have the same name: keep one of them")
+    others, folders = [], 0
+    for path, is_folder in listed(folder) if folder.is_dir() else ():
+        if is_folder:
+            folders += 1
+        elif path.suffix.lower() not in suffixes:
+            others.append(path)
+        elif path.stem in files:
+            raise UserError(f"{files[path.stem]} and {path.name} have the same name: keep one of them")
+        else:
             files[path.stem] = path
-    return files
+    said = f": {passed_over(others)} (read are {' '.join(suffixes)})" if others else ""
+    if folders:
+        said += f"{', and' if others else ':'} {folders} folder(s) within it, which are not looked into"
+    return files, said

@@ -8,9 +8,8 @@ from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from segdcn.data.dataset import IGNORE_INDEX, DataError
+from segdcn.data.dataset import IGNORE_INDEX, read_numbers
 
 Instances = NDArray[np.int32]
 
@@ -39,10 +38,5 @@ class InstanceMaps(Sequence[Instances]):
     def __getitem__(self, index: int | slice) -> Instances | InstanceMaps:
         if isinstance(index, slice):
             return InstanceMaps(self.files[index], self.lowest)
-        path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                numbers = np.asarray(image).astype(np.int32)
-        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            raise DataError(f"{path} cannot be read as an instance map, unpack it again: {error}") from error
+        numbers = read_numbers(self.files[index]).astype(np.int32)
         return np.where((numbers >= self.lowest) & (numbers != IGNORE_INDEX), numbers, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segdcn import MissingFileError, UserError
-from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, voc_palette
+from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, listed, read_list, voc_palette
 from segdcn.data.instance_maps import InstanceMaps
 
 IMAGES = {"train": 1464, "val": 1449, "test": 1456}  # as published
@@ -86,14 +86,14 @@ class VOC:
                 f"{missing[0]} does not exist: sbd_root must be the folder benchmark_RELEASE/dataset of SBD's"
                 " benchmark.tgz, with img/, cls/, train.txt and val.txt"
             )
-        own = {name for split in ("train", "val") for name in read_list(self.list_file(split))}
-        return sorted({name for file in lists for name in read_list(file)} - own)
+        own = {name for split in ("train", "val") for name in read_list(self.list_file(split)).split()}
+        return sorted({name for file in lists for name in read_list(file).split()} - own)
 
     def split(self, name: str) -> ImageMaskFiles:
         """The images of one split in the order of its list; their files are read when they are indexed."""
         if name not in self.splits:
             raise UserError(f"VOC 2012 in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
-        names = read_list(self.list_file(name))
+        names = read_list(self.list_file(name)).split()
         if not names:
             raise MissingFileError(f"{self.list_file(name)} names no image")
         images = {stem: self.root / "JPEGImages" / f"{stem}.jpg" for stem in names}
@@ -126,10 +126,5 @@ class VOC:
                 raise MissingFileError(f"{few(missing)} of the lists missing in {folder}: {mend}")
 
 
-def read_list(path: Path) -> list[str]:
-    """The names of a list file, one per line."""
-    return path.read_text().split()
-
-
 def _stems(folder: Path) -> set[str]:
-    return {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
+    return {path.stem for path, _ in listed(folder)} if folder.is_dir() else set()

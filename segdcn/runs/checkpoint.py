@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from segdcn import MissingFileError, UserError
-from segdcn.runs.folder import run_folder_of, shown
+from segdcn.runs.folder import is_lasting, run_folder_of, shown
 
 GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
@@ -130,6 +130,8 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds: zip, pickle, EOF, runtime
+        if isinstance(error, OSError) and error.errno is not None and not is_lasting(error):
+            raise
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, truncated or no checkpoint"
             f" ({type(error).__name__}){_another(path)}"

@@ -27,7 +27,17 @@ else:
 LOCK = "run.lock"
 INHERITED_LOCK = "SEGDCN_LOCK"
 """Descriptor of a lock that this process was started with: a sweep's launcher holds it for its jobs."""
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_LASTING = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 _STARTED = time.time()
 
 
@@ -75,6 +85,11 @@ def shown(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def is_lasting(error: OSError) -> bool:
+    """Whether a path is missing, forbidden or none at all; else a disk or a network fails at the moment."""
+    return error.errno in _LASTING
+
+
 def make_folder(folder: Path, option: str) -> None:
     """Make a folder that can be written to.
 
@@ -87,7 +102,7 @@ def make_folder(folder: Path, option: str) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
+        if not is_lasting(error):
             raise
         raise UserError(
             f"{shown(folder)} cannot be written to ({error.strerror}): give another with {option}"

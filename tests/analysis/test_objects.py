@@ -92,7 +92,7 @@ def test_voc_has_instances_where_all_of_its_images_do(tmp_path: Path) -> None:
         assert np.unique(numbered).tolist() == [0, 1, 2]  # 255 is nobody's
         assert (numbered == 2).sum() == 100
     (folder / f"{samples[0].name}.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"SegmentationObject.* cannot be read as an instance map"):
+    with pytest.raises(ValueError, match=r"SegmentationObject.* cannot be read as an image"):
         maps[0]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import make_camvid
 
 from segdcn.data.camvid import CamVid
 
@@ -101,3 +102,24 @@ def test_real_camvid() -> None:
         assert rows[0].size == 0 or rows[0].mean() < rows[1].mean()
     assert not pixels[11:255].any()
     assert pixels[3] > pixels[7]
+
+
+def test_without_a_list_an_image_without_a_mask_is_named_and_hidden_files_are_none(tmp_path: Path) -> None:
+    root = make_camvid(tmp_path)
+    (root / "train.txt").unlink()
+    (root / "trainannot" / "._0001.png").write_bytes(b"a Mac's")
+    assert len(CamVid(root).split("train")) == 8
+    (root / "trainannot" / "0001.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 file\(s\) \(0001\) in .*train without a mask NAME\.png in .*annot$"
+    ):
+        CamVid(root).split("train")
+
+
+def test_a_list_may_be_of_another_encoding(tmp_path: Path) -> None:
+    root = make_camvid(tmp_path)
+    for folder in ("val", "valannot"):
+        (root / folder / "0000.png").rename(os.fsdecode(os.fsencode(root / folder) + b"/caf\xe9.png"))
+    lists = b"\xef\xbb\xbfval/caf\xe9.png valannot/caf\xe9.png\r\n"  # Windows marks a text's beginning
+    (root / "val.txt").write_bytes(lists)
+    assert [sample.name for sample in CamVid(root).split("val")] == [r"caf\udce9"]

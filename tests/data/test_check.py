@@ -84,8 +84,36 @@ def test_frequencies_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert row(table, "train") == ["train", "2", "0", "12.50 %"]
     assert row(table, "a") == ["a", "42.86 %", "1", "100.00 %", "1"]
     assert row(table, "b") == ["b", "57.14 %", "2", "0.00 %", "0"]
-    assert "note: val has no pixel of b" in table
+    assert "note: val has no pixel of b: seen in none of 1 val image\n" in table
     assert "note: train and val have images of the same name: 1 file(s) (0)" in table
+
+
+def test_12_bits_in_16_are_said_and_mended_by_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And class names are shown as they are typed: numbers, brackets, what looks like markup."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(3):
+            images, masks = (tmp_path / split / part / f"{split}_{number}.png" for part in ("images", "masks"))
+            for path in (images, masks):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 4096, (10, 20)).astype(np.uint16)).save(images)
+            Image.fromarray(rng.integers(0, 2, (10, 20), np.uint8)).save(masks)
+    options = ("dataset=folder", f"dataset.root={tmp_path}", "dataset.class_names=[0,'[red]cat[/red]']")
+    status, shown, errors = check(capsys, *options)
+    assert (status, errors) == (0, [])
+    for line in shown.splitlines()[-3:-1]:
+        assert re.fullmatch(
+            r"note: (train|val): 3 of 3 images have no pixel above 63 of 255 \(the first: \1_0\), like 12-bit data in"
+            " 16-bit files: if they are, train with dataset.bits=12, or save them with pixels up to 65535",
+            line,
+        )
+    assert [row(shown, name)[0] for name in ("0", re.escape("[red]cat[/red]"))] == ["0", "[red]cat[/red]"]
+    status, shown, errors = check(capsys, *options, "dataset.bits=12")
+    assert (status, errors) == (0, [])
+    assert "note:" not in shown
+    status, _, errors = check(capsys, *options, "dataset.bits=11")
+    assert (status, len(errors)) == (1, 6)
+    assert all("beyond the 0..2047 of bits=11" in error for error in errors)
 
 
 @pytest.mark.parametrize("fault", ["no val", "all ignored", "missing mask"])

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from segdcn.data import dataset
 from segdcn.data.dataset import DataError, ImageMaskFiles, ImageMaskPair, read_image, read_label, voc_palette
 
 H, W = 5, 8
@@ -99,14 +96,6 @@ def test_grey_and_palette_masks_give_their_numbers(tmp_path: Path) -> None:
         np.testing.assert_array_equal(label, LABEL)
 
 
-def test_one_bit_and_16_bit_masks_give_their_numbers(tmp_path: Path) -> None:
-    binary = (LABEL > 1).astype(np.uint8)
-    Image.fromarray(binary * 255).convert("1").save(tmp_path / "binary.png")
-    np.testing.assert_array_equal(read_label(tmp_path / "binary.png", 2), binary)
-    wide = save(tmp_path / "wide.png", LABEL.astype(np.uint16))
-    np.testing.assert_array_equal(read_label(wide, 4), LABEL)
-
-
 def test_255_stays_and_labels_are_mapped(tmp_path: Path) -> None:
     stored = np.array([[0, 11, 255], [3, 10, 11]], dtype=np.uint8)
     label = read_label(save(tmp_path / "a.png", stored), num_classes=11, mapping={11: 255})
@@ -164,63 +153,3 @@ def test_voc_palette_has_the_published_colours() -> None:
     assert palette[20] == (0, 64, 128)
     assert palette[255] == (224, 224, 192)
     assert len(set(palette)) == 256
-
-
-# The fast decoder: the same pixels and the same refusals as Pillow
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    h=st.integers(1, 40),
-    w=st.integers(1, 40),
-    grey=st.booleans(),
-    suffix=st.sampled_from(["png", "jpg"]),
-    options=st.sampled_from([{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}]),
-    seed=st.integers(0, 99),
-)
-def test_fast_decoder_gives_pillows_pixels(
-    tmp_path_factory: pytest.TempPathFactory, h: int, w: int, grey: bool, suffix: str, options: dict, seed: int
-) -> None:
-    array = np.random.default_rng(seed).integers(0, 256, (h, w) if grey else (h, w, 3), dtype=np.uint8)
-    path = tmp_path_factory.mktemp("image") / f"a.{suffix}"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned, which must not happen
-    Image.fromarray(array).save(path, exif=exif, **(options if suffix == "jpg" else {}))
-    fast = dataset._decode_plain(path.read_bytes())
-    with Image.open(path) as image:
-        np.testing.assert_array_equal(fast, np.asarray(image.convert("RGB")))
-    np.testing.assert_array_equal(read_image(path), fast)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "pyspng", None)  # as on a Python without its wheel
-        np.testing.assert_array_equal(dataset._decode_plain(path.read_bytes()), fast)
-
-
-def test_cmyk_jpeg_keeps_pillows_colours(tmp_path: Path) -> None:
-    cmyk = Image.fromarray(RGB).convert("CMYK")
-    cmyk.save(tmp_path / "a.jpg", quality=100)
-    with Image.open(tmp_path / "a.jpg") as image:
-        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), np.asarray(image.convert("RGB")))
-
-
-@settings(max_examples=60, deadline=None)
-@given(suffix=st.sampled_from(["png", "jpg"]), cut=st.floats(0, 1, exclude_max=True))
-def test_file_cut_anywhere_is_refused_or_whole(
-    tmp_path_factory: pytest.TempPathFactory, suffix: str, cut: float
-) -> None:
-    path = save(tmp_path_factory.mktemp("cut") / f"a.{suffix}", np.tile(RGB, (9, 7, 1)))
-    data, pixels = path.read_bytes(), read_image(path)
-    path.write_bytes(data[: int(cut * len(data))])
-    assert dataset._decode_plain(path.read_bytes()) is None
-    try:
-        np.testing.assert_array_equal(read_image(path), pixels)  # only the end mark is lost
-    except DataError as error:
-        assert "corrupt or truncated" in str(error)  # noqa: PT017 (one of the two must hold)
-
-
-def test_damaged_pixels_of_a_png_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", np.tile(RGB, (9, 7, 1)))
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.png.*corrupt"):
-        read_image(path)
