@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX
-from segdcn.fonts import draw_text, drawable, fitted, text_width
+from segdcn.drawing.fonts import draw_text, drawable, fitted, text_width
 
 TILE_SIZE = 480  # longest side of a tile in pixels
 MIN_TILE_WIDTH = 240  # room for a caption

@@ -56,10 +56,10 @@ ALLOWED = {
     "segdcn.analysis": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.ops"},
     "segdcn.analysis.cost": {"torch", "segdcn.models", "segdcn.stopwatch"},
     "segdcn.analysis.tables": set(),
-    "segdcn.analysis.pictures": {"numpy", "matplotlib", "segdcn.fonts"},
+    "segdcn.analysis.pictures": {"numpy", "matplotlib", "segdcn.drawing.fonts"},
     "segdcn.analysis.objects": {"numpy", "cv2"},
     "segdcn.analysis.offset_study": {"torch", "numpy", "segdcn.analysis", "segdcn.data", "segdcn.ops"},
-    "segdcn.fonts": {"matplotlib", "fontTools", "PIL"},
+    "segdcn.drawing.fonts": {"matplotlib", "fontTools", "PIL"},
     "segdcn.exchange": {"torch", "onnx", "onnxruntime", "segdcn.models", "segdcn.ops"},
     "segdcn.models.cost": {"torch", "segdcn.ops"},
     "segdcn.report": {"segdcn.drawing", "segdcn.report", "segdcn.runs"},
@@ -90,7 +90,7 @@ ALLOWED = {
     "segdcn.sweep.slurm": {"submitit", "segdcn.sweep", "segdcn.runs"},
     "segdcn.sweep.runs": {"yaml", "segdcn.sweep", "segdcn.runs"},
     "segdcn.sweep.estimate": {"scipy"},
-    "segdcn.sweep.plot": {"matplotlib", "segdcn.fonts", "segdcn.sweep"},
+    "segdcn.sweep.plot": {"matplotlib", "segdcn.drawing.fonts", "segdcn.sweep"},
 }
 LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.commands", *COMMANDS}
 HYDRA = {"segdcn.commands", *COMMANDS}

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from segdcn.fonts import drawable, shortened, text_style
+from segdcn.drawing.fonts import drawable, shortened, text_style
 
 Array = NDArray[Any]
 Pixel = tuple[int, int]

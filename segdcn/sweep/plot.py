@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segdcn.fonts import drawable, text_style, wrapped
+from segdcn.drawing.fonts import drawable, text_style, wrapped
 from segdcn.sweep.plan import is_loss
 
 if TYPE_CHECKING:
