@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segdcn import UserError
 from segdcn.commands.errors import is_misconfiguration
-from segdcn.runs.checkpoint import GROUPS, check_targets, read_checkpoint, without_pretrained
 from segdcn.runs.folder import find_checkpoint
 from segdcn.runs.overrides import is_of_the_place, split_override
 
@@ -38,6 +37,8 @@ def build_dataset(config: DictConfig) -> Any:
 
 def build_task(config: DictConfig, dataset: Any) -> Any:
     """Network, loss and optimisation as one ``SegmentationTask``, with the description its checkpoints carry."""
+    from segdcn.runs.checkpoint import GROUPS
+
     return _build(
         config.task,
         network=_network(config, len(dataset.class_names)),
@@ -58,6 +59,7 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
 def _network(config: DictConfig, num_classes: int) -> Any:
     """The network that ``config.model`` names; of a run that goes on its checkpoint holds the weights."""
     from segdcn.models.contract import giving_logits
+    from segdcn.runs.checkpoint import without_pretrained
 
     model = plain(config.model)
     if config.resume:
@@ -195,6 +197,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     Raises: UserError for an override that a resumed run cannot follow, and for targets that are not trusted.
     """
+    from segdcn.runs.checkpoint import check_targets, read_checkpoint
+
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
     if not config.trust:
