@@ -28,8 +28,7 @@ def giving_logits(network: Any) -> nn.Module:
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"model must name a torch.nn.Module, or a function that makes one; it made {_kind(network)}")
-    if _only_out not in network._forward_hooks.values():
-        network.register_forward_hook(_only_out)
+    network.register_forward_hook(_only_out)
     return network
 
 

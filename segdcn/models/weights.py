@@ -96,6 +96,10 @@ def read_weights(file: str | Path) -> Weights:
     Raises: FileNotFoundError; ValueError for a damaged file, or one that holds anything else.
     """
     file = Path(file)
+    if file.is_dir():
+        raise UserError(
+            f"weights {file} is a folder: give a file, such as {file / 'checkpoints' / 'best.ckpt'} of a run"
+        )
     if not file.is_file():
         raise MissingFileError(f"weights file {file} does not exist; set model.weights to imagenet, a file or null")
     try:

@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from segdcn.drawing.console import telling
 from segdcn.models import Deform, build_deeplab, deformable_layers, from_torchvision_deeplabv3, load_weights
 
 SMALL = {"backbone": "resnet_tiny", "head": "aspp", "num_classes": 6, "output_stride": 16, "head_channels": 8}
@@ -137,8 +138,18 @@ def test_a_plain_network_made_deformable_computes_the_same(tmp_path: Path) -> No
         torch.testing.assert_close(deformed(image), plain.eval()(image))
 
 
-def test_a_library_is_silent(trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_library_is_silent_and_of_a_commands_processes_the_first_speaks(
+    trained: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    deeplab(2, weights=str(tmp_path / "weights.pt"))
+    with telling(first=False):
+        deeplab(2, weights=str(tmp_path / "weights.pt"))
+    assert capsys.readouterr() == ("", "")
+    with telling(first=True):
+        deeplab(2, weights=str(tmp_path / "weights.pt"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"weights  {tmp_path}/weights.pt: ")
     deeplab(2, weights=str(tmp_path / "weights.pt"))
     assert capsys.readouterr() == ("", "")
 
@@ -207,3 +218,8 @@ def test_damaged_safetensors_are_one_line(tmp_path: Path, damage: str) -> None:
         build_deeplab("resnet18", "paper", 3, weights=str(file))
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_a_run_folder_is_not_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder: give a file, such as .*/checkpoints/best\.ckpt"):
+        deeplab(2, weights=str(tmp_path))
