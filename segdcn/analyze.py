@@ -114,14 +114,16 @@ def _default_folder(config: DictConfig, checkpoint: Path) -> Path:
 def _open(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Sequence[Sample]]:
     """The data set and its split; nothing of either where they are not asked for or not at hand.
 
-    Raises: UserError for a split that the data set does not have.
+    Raises: UserError for a data set that is not trusted, and for a split that it does not have.
     """
     if config.images == 0 and config.image is not None:
         return None, ()
+    changes = plain(config.dataset)
+    checkpoint.dataset_settings(changes)
     dataset: Any = None
     split: Sequence[Sample] = ()
     with decoration("study and pictures of the data set", "dataset.root=PATH tells where one that was moved is"):
-        dataset = checkpoint.dataset(plain(config.dataset))
+        dataset = checkpoint.dataset(changes)
     if dataset is not None and config.split not in dataset.splits:
         raise UserError(f"split={config.split}: the data set has the splits {', '.join(dataset.splits)}")
     if dataset is not None:

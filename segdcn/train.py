@@ -109,7 +109,8 @@ def _check_network(config: DictConfig, dataset: Any, task: Any, trainer: Any) ->
 
     from segdcn.models.contract import check_logits
 
-    height, width = dataset.split("val")[0].label.shape
+    samples = dataset.split("val")
+    height, width = (samples if len(samples) else dataset.split("train"))[0].label.shape
     validated = task.evaluator.protocol.prepare(torch.empty(1, 3, height, width, device="meta")).shape
     trained: tuple[int, int] = tuple(config.datamodule.crop_size or (height, width))
     images = config.datamodule.batch_size * (trainer.world_size if config.trainer.get("sync_batchnorm") else 1)

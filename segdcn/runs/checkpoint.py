@@ -75,10 +75,7 @@ class Checkpoint:
 
         Raises: UserError, one line: a target that is not trusted, data that are not there, other classes.
         """
-        given = {key: value for key, value in (changes or {}).items() if value is not None}
-        saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
-        self._check(saved, "dataset")
-        dataset = build({**saved, **given}, self.path)
+        dataset = build(self.dataset_settings(changes), self.path)
         names = [str(name) for name in dataset.class_names]
         if names != list(self.class_names):
             raise UserError(
@@ -87,6 +84,16 @@ class Checkpoint:
                 " it, or the data set's own classes"
             )
         return dataset
+
+    def dataset_settings(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the data set is built from, see ``dataset``.
+
+        Raises: UserError for a target that is not trusted.
+        """
+        given = {key: value for key, value in (changes or {}).items() if value is not None}
+        saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
+        self._check(saved, "dataset")
+        return {**saved, **given}
 
     def network(self, network: nn.Module | None = None) -> nn.Module:
         """The network with its trained weights, in evaluation mode.
@@ -110,7 +117,7 @@ class Checkpoint:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(
-                f"{self.path} does not fit the {type(network).__name__} that is built here:"
+                f"{self.path} does not fit its network, the {type(network).__name__} that is built here:"
                 f" {misfit(network.state_dict(), weights) or ' '.join(str(error).split())}"
             ) from error
         return network.eval()
