@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,66 +15,86 @@ from omegaconf import DictConfig, OmegaConf
 from segdcn import UserError
 from segdcn.commands.compose import freely, plain
 from segdcn.commands.entry import console_script
-from segdcn.runs.folder import make_folder, run_folder_of, shown, write_bytes, write_json, write_text
+from segdcn.drawing.decoration import decoration
+from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from segdcn.data import Sample
     from segdcn.predictor import Predictor
+    from segdcn.runs.checkpoint import Checkpoint
+
+Pixel = tuple[int, int]
+WITHOUT_LAYERS = "the network has no 3x3 convolution whose sampling can be followed"
 
 
 def analyze(config: DictConfig) -> dict[str, Any]:
-    """Analyse ``config.checkpoint``; returns what analysis.json holds."""
+    """Analyse ``config.checkpoint``; returns what analysis.json holds.
+
+    What the network or the data do not allow is left out, with a line that says why.
+
+    Raises: UserError, one line: an option that cannot be followed, a checkpoint that cannot be used.
+    """
     for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
         if config[key] is not None and config[key] < lowest:
             raise UserError(f"{key} must be at least {lowest}, got {config[key]}")
     pixels = OmegaConf.to_container(config.pixels) if config.pixels is not None else []
     if not isinstance(pixels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pixels):
         raise UserError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
-    import segdcn.predictor
-    from segdcn.analysis.cost import compare_cost
-    from segdcn.analysis.pictures import length_picture
-    from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, length_rows, markdown
+    checkpoint = Path(config.checkpoint)
+    if not checkpoint.is_file():
+        raise UserError(f"no checkpoint file at {checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    folder = Path(config.output_dir or _default_folder(config, checkpoint))
+    make_folder(folder, "output_dir=DIR")
+    with reporting(folder):
+        return _analyze(config, [(int(row), int(column)) for row, column in pixels], folder)
+
+
+def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[str, Any]:
+    """Figures first, each part by itself, then pictures and tables, which cannot cost them."""
+    from segdcn.analysis import last_layers
+    from segdcn.analysis.offset_study import check_objects
+    from segdcn.analysis.tables import dilation_csv, dilation_rows, markdown
+    from segdcn.predictor import find_device, from_checkpoint
     from segdcn.runs.checkpoint import file_hash, read_checkpoint
     from segdcn.runs.environment import environment
 
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
-    predictor = segdcn.predictor.from_checkpoint(checkpoint, segdcn.predictor.find_device(config.device))
-    folder = Path(config.output_dir or _default_folder(config, checkpoint.path))
-    make_folder(folder, "output_dir=DIR")
-    split: Sequence[Sample] = ()
-    dataset: Any = None
-    if config.images != 0 or config.image is None:
-        dataset = checkpoint.dataset(plain(config.dataset))
-        split = dataset.split(config.split)
-    if config.image is not None:
-        drawn = [_own_image(config.image, predictor)]
-    else:
-        drawn = [split[place] for place in _places(len(split), config.pictures)]
-    facts = {
+    predictor = from_checkpoint(checkpoint, find_device(config.device))
+    check_objects(predictor.class_names, config.objects or (), config.object_sizes)
+    dataset, split = _open(config, checkpoint)
+    drawn = _drawn(config, predictor, split)
+    for sample in drawn:
+        _check_pixels(pixels, sample)
+
+    result: dict[str, Any] = {
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": file_hash(checkpoint.path),
         "split": config.split if config.images != 0 else None,
     }
-    study: dict[str, Any] = {}
-    if config.images != 0:
-        study = _study(config, predictor, dataset, split)
-        write_text(folder / "effective_dilation.csv", dilation_csv(study))
-        write_text(folder / "effective_dilation.md", markdown(dilation_rows(study)))
-        write_bytes(folder / "offset_lengths.png", length_picture(study))
-        parted = " and ".join(f"{side:.0f}" for side in study["objects"]["thresholds"])
-        counts = ", ".join(f"{count} {name}" for name, count in study["objects"]["counts"].items())
-        print(f"{config.split} split, {study['images']} images; objects by the side of their boxes: {counts}", end="")
-        print(f" (from {parted} pixels)" if parted else "")
-        _print("effective dilation by object size, in pixels of the layer's map", dilation_rows(study))
-        _print("effective dilation by class", class_rows(study))
-        _print("length of the offsets, in pixels of the layer's map", length_rows(study))
-    pictures = [_draw(config, predictor, sample, number, folder) for number, sample in enumerate(drawn)]
-    image = (drawn[0] if drawn else split[0]).image
-    cost = compare_cost(predictor.network, predictor.batch(image), config.repeats)
-    height, width = cost["size"]
-    _print(f"cost of one image of {width}x{height} pixels, {cost['threads']} thread(s)", cost_rows(cost))
-    result = {**facts, **study, "cost": cost, "pictures": pictures, "environment": environment(checkpoint.seed)}
+    if not last_layers(predictor.network):
+        print(f"note: no effective dilation and no sampling points, since {WITHOUT_LAYERS}")
+    elif config.images != 0 and len(split):
+        with decoration("effective dilation and offset lengths", "the rest is there"):
+            result |= _study(config, predictor, dataset, split)
+            write_text(folder / "effective_dilation.csv", dilation_csv(result))
+            write_text(folder / "effective_dilation.md", markdown(dilation_rows(result)))
+    views = []
+    for sample in drawn:
+        with decoration(f"pictures of {sample.name}", "those of other images are there"):
+            views.append(_look(predictor, sample, pixels))
+    for number, view in enumerate(views):
+        write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
+    with decoration("cost", "the rest is there"):
+        result["cost"] = _cost(predictor, checkpoint, drawn, split, config.repeats)
+    result["pictures"] = [view.facts() for view in views]
+    result["environment"] = environment(checkpoint.seed)
     write_json(folder / "analysis.json", result)
+
+    _draw(predictor, result, views, folder)
+    _print_tables(result)
     print(f"figures and pictures in {shown(folder)}")
     return result
 
@@ -87,6 +109,47 @@ def _default_folder(config: DictConfig, checkpoint: Path) -> Path:
     if config.image is not None:
         parts.append(Path(config.image).stem)
     return run_folder_of(checkpoint) / "_".join(parts)
+
+
+def _open(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Sequence[Sample]]:
+    """The data set and its split; nothing of either where they are not asked for or not at hand.
+
+    Raises: UserError for a data set that is not trusted, and for a split that it does not have.
+    """
+    if config.images == 0 and config.image is not None:
+        return None, ()
+    changes = plain(config.dataset)
+    checkpoint.dataset_settings(changes)
+    dataset: Any = None
+    split: Sequence[Sample] = ()
+    with decoration("study and pictures of the data set", "dataset.root=PATH tells where one that was moved is"):
+        dataset = checkpoint.dataset(changes)
+    if dataset is not None and config.split not in dataset.splits:
+        raise UserError(f"split={config.split}: the data set has the splits {', '.join(dataset.splits)}")
+    if dataset is not None:
+        with decoration("study and pictures of the data set", "segdcn-data check says more"):
+            split = dataset.split(config.split)
+    return dataset, split
+
+
+def _drawn(config: DictConfig, predictor: Predictor, split: Sequence[Sample]) -> list[Sample]:
+    """The images to draw, those that can be read."""
+    if config.image is not None:
+        return [_own_image(config.image, predictor)]
+    found = []
+    for place in _places(len(split), config.pictures):
+        with decoration(f"pictures of image {place} of split {config.split}", "those of other images are there"):
+            found.append(split[place])
+    return found
+
+
+def _check_pixels(pixels: Sequence[Pixel], sample: Sample) -> None:
+    height, width = sample.image.shape[:2]
+    for row, column in pixels:
+        if not (0 <= row < height and 0 <= column < width):
+            raise UserError(
+                f"pixels: row {row}, column {column} lies outside {sample.name} of {height} x {width} pixels"
+            )
 
 
 def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequence[Sample]) -> dict[str, Any]:
@@ -117,38 +180,112 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     )
 
 
-def _draw(config: DictConfig, predictor: Predictor, sample: Sample, number: int, folder: Path) -> dict[str, Any]:
-    """sampling_N.png, sampling_N.json and receptive_field_N.png of one image; returns what they are of."""
-    from segdcn.analysis import effective_receptive_field, record, trace
-    from segdcn.analysis.pictures import field_picture, sampling_picture
+@dataclass(frozen=True)
+class View:
+    """An image and where the network samples it, for a few pixels.
+
+    layers: their names, the last first; none of a network whose sampling cannot be followed.
+    points: for each pixel those after one layer, two, ...; regular: those of all layers without offsets, or none.
+    """
+
+    sample: Sample
+    tensor: Tensor
+    pixels: list[Pixel]
+    layers: list[str]
+    points: list[list[NDArray[Any]]]
+    regular: list[NDArray[Any]]
+
+    def facts(self) -> dict[str, Any]:
+        size = list(self.sample.image.shape[:2])
+        pixels = [list(pixel) for pixel in self.pixels]
+        return {"image": self.sample.name, "size": size, "layers": self.layers, "pixels": pixels}
+
+    def described(self) -> dict[str, Any]:
+        """For sampling_N.json."""
+        pixels = [
+            {"pixel": list(pixel), "points": [[[round(y, 3), round(x, 3)] for y, x in d.tolist()] for d in depths]}
+            for pixel, depths in zip(self.pixels, self.points, strict=True)
+        ]
+        return {**self.facts(), "pixels": pixels}
+
+
+def _look(predictor: Predictor, sample: Sample, pixels: Sequence[Pixel]) -> View:
+    from segdcn.analysis import last_layers, record, trace
     from segdcn.panels import central_pixels
 
     image = predictor.batch(sample.image)
     size = (image.shape[2], image.shape[3])
-    pixels = [(int(row), int(column)) for row, column in config.pixels or ()] or central_pixels(sample.label)
-    if not pixels:  # a benchmark's test split has no labels
-        pixels = central_pixels(predictor(sample.image).labels)
-    calls = record(predictor.network, image)[-3:]
-    learned = [trace(calls, pixel, size) for pixel in pixels]
+    chosen = list(pixels) or central_pixels(sample.label)
+    if not chosen:  # a benchmark's test split has no labels
+        chosen = central_pixels(predictor(sample.image).labels)
+    calls = record(predictor.network, image)[-3:] if last_layers(predictor.network) else []
+    points = [[depth.numpy() for depth in trace(calls, pixel, size)] if calls else [] for pixel in chosen]
     regular: list[Any] = []
     if any(call.deformable for call in calls):
         undeformed = [call.undeformed() for call in calls]
-        regular = [trace(undeformed, pixel, size)[-1].numpy() for pixel in pixels]
-    fields = effective_receptive_field(predictor.network, image, pixels).numpy()
+        regular = [trace(undeformed, pixel, size)[-1].numpy() for pixel in chosen]
+    return View(sample, image, chosen, [call.name for call in reversed(calls)], points, regular)
 
-    arrays = [[points.numpy() for points in depths] for depths in learned]
-    write_bytes(folder / f"sampling_{number}.png", sampling_picture(sample.image, pixels, arrays, regular, sample.name))
-    last = [depths[-1] for depths in arrays]
-    write_bytes(
-        folder / f"receptive_field_{number}.png", field_picture(sample.image, pixels, fields, last, sample.name)
-    )
-    facts = {"image": sample.name, "size": list(size), "layers": [call.name for call in reversed(calls)]}
-    points = [
-        {"pixel": list(pixel), "points": [[[round(y, 3), round(x, 3)] for y, x in d.tolist()] for d in depths]}
-        for pixel, depths in zip(pixels, learned, strict=True)
-    ]
-    write_text(folder / f"sampling_{number}.json", json.dumps({**facts, "pixels": points}) + "\n")
-    return {**facts, "pixels": [list(pixel) for pixel in pixels]}
+
+def _cost(
+    predictor: Predictor, checkpoint: Checkpoint, drawn: Sequence[Sample], split: Sequence[Sample], repeats: int
+) -> dict[str, Any]:
+    """Of one image: the first that is drawn, else one of the split, else an empty one of the training's size."""
+    import numpy as np
+
+    from segdcn.analysis.cost import compare_cost
+
+    image = np.zeros((*(checkpoint.groups["datamodule"].get("crop_size") or (512, 512)), 3), np.uint8)
+    with contextlib.suppress(Exception):  # of a data set that cannot be read, which is said elsewhere
+        image = (drawn[0] if drawn else split[0]).image
+    return compare_cost(predictor.network, predictor.batch(image), repeats)
+
+
+def _draw(predictor: Predictor, result: dict[str, Any], views: Sequence[View], folder: Path) -> None:
+    """offset_lengths.png, and of each view sampling_N.png and receptive_field_N.png."""
+    from segdcn.analysis import effective_receptive_field
+    from segdcn.analysis.pictures import field_picture, length_picture, sampling_picture
+
+    again = "the figures are there"
+    if "layers" in result:
+        with decoration("offset_lengths.png", again):
+            write_bytes(folder / "offset_lengths.png", length_picture(result))
+    for number, view in enumerate(views):
+        image, name = view.sample.image, view.sample.name
+        if view.layers:
+            with decoration(f"sampling_{number}.png", again):
+                picture = sampling_picture(image, view.pixels, view.points, view.regular, name)
+                write_bytes(folder / f"sampling_{number}.png", picture)
+        with decoration(f"receptive_field_{number}.png", again):
+            fields = effective_receptive_field(predictor.network, view.tensor, view.pixels).numpy()
+            last = [depths[-1] if depths else None for depths in view.points]
+            picture = field_picture(image, view.pixels, fields, last, name)
+            write_bytes(folder / f"receptive_field_{number}.png", picture)
+
+
+def _print_tables(result: dict[str, Any]) -> None:
+    from segdcn.analysis.tables import class_rows, cost_rows, dilation_rows, length_rows
+
+    again = "analysis.json holds its figures"
+    if "layers" in result:
+        parted = " and ".join(f"{side:.0f}" for side in result["objects"]["thresholds"])
+        counts = ", ".join(f"{count} {name}" for name, count in result["objects"]["counts"].items())
+        print(
+            f"{result['split']} split, {result['images']} images; objects by the side of their boxes: {counts}", end=""
+        )
+        print(f" (from {parted} pixels)" if parted else "")
+        for title, rows in (
+            ("effective dilation by object size, in pixels of the layer's map", dilation_rows),
+            ("effective dilation by class", class_rows),
+            ("length of the offsets, in pixels of the layer's map", length_rows),
+        ):
+            with decoration(f"table of {title}", again):
+                _print(title, rows(result))
+    if "cost" in result:
+        height, width = result["cost"]["size"]
+        title = f"cost of one image of {width}x{height} pixels, {result['cost']['threads']} thread(s)"
+        with decoration("table of the cost", again):
+            _print(title, cost_rows(result["cost"]))
 
 
 def _own_image(path: str, predictor: Predictor) -> Sample:

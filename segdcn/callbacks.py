@@ -339,9 +339,10 @@ class OffsetHealth(pl.Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             layer = _first_not_finite(_network(pl_module), self._image)
         where = f"{layer} is the first layer whose output is not finite" if layer else "all logits are finite"
+        offsets = " (or model.deform.lr_mult)" if deformable_layers(_network(pl_module)) else ""
         return TrainingStopped(
             f"{what} at step {trainer.global_step}: {where}; "
-            "lower optimizer.lr (or model.deform.lr_mult), or set trainer.gradient_clip_val=10"
+            f"lower optimizer.lr{offsets}, or set trainer.gradient_clip_val=10"
         )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

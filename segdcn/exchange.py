@@ -59,7 +59,9 @@ def onnx_bytes(
                 output_names=["logits"],
                 verbose=False,
             )
-        except torch.onnx.OnnxExporterError as error:
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, by what a network of a user's own is made of
             raise UserError(f"the network cannot be written as ONNX: {_first_line(error)}") from error
         assert program is not None  # None is for the exporter's other modes
         model = program.model_proto
@@ -105,13 +107,14 @@ def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
     """The network's graph, of free batch, height and width."""
     layers = deformable_layers(network).values()
     before = [layer.backend for layer in layers]
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     for layer in layers:
         layer.backend = _BACKENDS[deform]
     try:
         # only shapes pass through; two cells of every map at least, as one would be taken for a constant
         return torch.export.export(
             network.eval(),
-            (torch.zeros(2, 3, 96, 128, device=next(network.parameters()).device),),
+            (torch.zeros(2, 3, 96, 128, device=device),),
             dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
         )
     except Exception as error:  # of many kinds, by what in the network depends on sizes or values
@@ -170,11 +173,17 @@ class Agreement:
 
 
 def compare(reference: Runner, other: Runner, batches: Iterable[Tensor]) -> list[Agreement]:
-    """Run both over batches of images (N, 3, H, W)."""
+    """Run both over batches of images (N, 3, H, W).
+
+    Raises: ValueError, one line, where one of them cannot do with a batch, or they differ in shape.
+    """
     found = []
     for images in batches:
-        with torch.inference_mode():
-            expected, logits = reference(images), other(images)
+        try:
+            with torch.inference_mode():
+                expected, logits = reference(images), other(images)
+        except Exception as error:  # each runtime has kinds of its own
+            raise UserError(f"images {tuple(images.shape)} cannot be run: {_first_line(error)}") from error
         if logits.shape != expected.shape:
             raise UserError(f"{tuple(images.shape)} gives {tuple(logits.shape)} instead of {tuple(expected.shape)}")
         labels = expected.argmax(dim=1)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from segdcn import UserError
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import make_folder, run_folder_of, shown, write_json
+from segdcn.runs.folder import make_folder, run_folder_of, shown, write_bytes, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ def export(config: DictConfig) -> Path:
         runtime, start = "torch", exchange.open_program
     with _scratch_folder(target.parent) as scratch:
         file, report = scratch / target.name, scratch / f"{target.name}.json"
-        file.write_bytes(content)
+        write_bytes(file, content)
         cases = exchange.compare(predictor.network, start(file), _batches(predictor, image))
         figures = _judge(cases, config.tolerance, runtime)
         about = {

@@ -27,6 +27,8 @@ def parameter_groups(
 
     Offset branches learn slowly because one offset gathers the gradients of all channels; at the full rate small
     networks fail to train. They are not decayed, since zero is no better an offset than another.
+
+    Raises: UserError for a network in which nothing learns.
     """
     offset_branch = {
         id(parameter)
@@ -50,6 +52,8 @@ def parameter_groups(
         if not decayed:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
+    if not groups:
+        raise UserError("the network has no parameter that learns")
     return list(groups.values())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -351,6 +351,8 @@ def _bytes(values: Any) -> int:
     """Of all tensors in a module's inputs or outputs."""
     if isinstance(values, Tensor):
         return values.nbytes
+    if isinstance(values, Mapping):  # torchvision's backbones
+        return sum(map(_bytes, values.values()))
     if isinstance(values, Sequence) and not isinstance(values, str):
         return sum(map(_bytes, values))
     return 0

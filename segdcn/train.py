@@ -58,9 +58,8 @@ def train(config: DictConfig) -> float:
     trainer = build_trainer(config, FiguresFile(run, facts))
     if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
         raise UserError("trainer.sync_batchnorm=true works on GPUs only: on CPUs set trainer.sync_batchnorm=false")
-    # of a crop, or of one image where training sees whole ones
-    height, width = config.datamodule.crop_size or dataset.split("val")[0].label.shape
-    facts |= network_cost(task.network, (height, width)) | _images_per_step(config, trainer)
+    size = _check_network(config, dataset, task, trainer)
+    facts |= network_cost(task.network, size) | _images_per_step(config, trainer)
 
     if trainer.is_global_zero:
         notes = labels_before_training(dataset)
@@ -105,6 +104,26 @@ def train(config: DictConfig) -> float:
     return math.nan if task.result is None else float(task.result.figures["val/miou"])
 
 
+def _check_network(config: DictConfig, dataset: Any, task: Any, trainer: Any) -> tuple[int, int]:
+    """That the network can do with what it is given, before it is; returns the size of what it trains on.
+
+    That is a crop, or one image where training sees whole ones.
+    """
+    import torch
+
+    from segdcn.models.contract import check_logits
+
+    samples = dataset.split("val")
+    height, width = (samples if len(samples) else dataset.split("train"))[0].label.shape
+    validated = task.evaluator.protocol.prepare(torch.empty(1, 3, height, width, device="meta")).shape
+    trained: tuple[int, int] = tuple(config.datamodule.crop_size or (height, width))
+    images = config.datamodule.batch_size * (trainer.world_size if config.trainer.get("sync_batchnorm") else 1)
+    evaluated = (validated[2], validated[3])
+    device = trainer.strategy.root_device
+    check_logits(task.network, len(dataset.class_names), (images, trained), [evaluated], device)
+    return trained
+
+
 def _introduce(config: DictConfig, dataset: Any, network: Any, facts: dict[str, Any]) -> None:
     """What is trained on what, in a few lines."""
     from segdcn.models import deformable_layers
@@ -113,14 +132,14 @@ def _introduce(config: DictConfig, dataset: Any, network: Any, facts: dict[str, 
     print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
     print(f"network  {_in_words(config.model)}, {facts['parameters'] / 1e6:.2f} M parameters")
     print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
-    print(f"batch    {_batch(config, facts['images_per_step'])}")
+    print(f"batch    {_batch(config, network, facts['images_per_step'])}")
     run = shown(config.output_dir)
     print(f"run      {run}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""), flush=True)
 
 
 def _in_words(model: DictConfig) -> str:
     """A network of ours by its parts, another one by its class."""
-    if "backbone" in model and "head" in model:
+    if str(model._target_).endswith(".build_deeplab"):
         return f"{model.backbone}, {model.head} head, output stride {model.get('output_stride')}"
     return str(model._target_)
 
@@ -131,8 +150,10 @@ def _images_per_step(config: DictConfig, trainer: Any) -> dict[str, Any]:
     return {"images_per_step": images, "images_per_step_of_recipe": config.images_per_step}
 
 
-def _batch(config: DictConfig, images: int) -> str:
-    """What makes a step, how far it goes, and whether the recipe means another one."""
+def _batch(config: DictConfig, network: Any, images: int) -> str:
+    """What makes a step, how far it goes, and what of the settings is not as it seems."""
+    from segdcn.optim import parameter_groups
+
     batch, accumulated = config.datamodule.batch_size, config.trainer.get("accumulate_grad_batches") or 1
     parts = [f"{batch} images"]
     for number, what in ((images // (batch * accumulated), "devices"), (accumulated, "accumulated")):
@@ -140,15 +161,22 @@ def _batch(config: DictConfig, images: int) -> str:
             parts.append(f"{number} {what}")
     total = f" = {images} per step" if len(parts) > 1 else ""
     rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
-    factors = (("backbone", config.task.backbone_lr_mult), ("offsets", config.task.offset_lr_mult))
-    told = [f"{name} x {factor:g}" for name, factor in factors if factor != 1]
-    line = " x ".join(parts) + f"{total}{rate}" + (f" ({', '.join(told)})" if told else "")
-    if config.images_per_step in (None, images):
-        return line
-    return (
-        f"{line}\nnote     the recipe's protocol has {config.images_per_step} images per step, this run {images}:"
-        " trainer.devices x datamodule.batch_size x trainer.accumulate_grad_batches"
-    )
+    roles = {group["name"].removesuffix("_no_decay") for group in parameter_groups(network)}
+    factors = {"backbone": config.task.backbone_lr_mult, "offset": config.task.offset_lr_mult}
+    told = [
+        f"{name} x {factors[role]:g}"
+        for role, name in (("backbone", "backbone"), ("offset", "offsets"))
+        if factors[role] != 1 and role in roles
+    ]
+    lines = [" x ".join(parts) + total + rate + (f" ({', '.join(told)})" if told else "")]
+    if config.task.backbone_lr_mult != 1 and "backbone" not in roles:
+        lines.append("note     task.backbone_lr_mult has no effect: the network has no part backbone that learns")
+    if config.images_per_step not in (None, images):
+        lines.append(
+            f"note     the recipe's protocol has {config.images_per_step} images per step, this run {images}:"
+            " trainer.devices x datamodule.batch_size x trainer.accumulate_grad_batches"
+        )
+    return "\n".join(lines)
 
 
 def _kept_checkpoint(run: Path) -> Path | None:

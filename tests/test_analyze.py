@@ -176,7 +176,7 @@ def test_a_photograph_needs_no_data(first_run: FirstRun, tmp_path: Path, capsys:
     folders = {path.parent.name for path in (tmp_path / "run").glob("*/analysis.json")}
     assert folders == {"analysis_pictures_photo $x", "analysis_test"}  # and val's figures would still be there
     assert call(main, *arguments, f"image='{photograph}'", "pixels=[[50,0]]") == 1
-    assert "row 50, col 0" in one_line(capsys.readouterr().err)
+    assert "row 50, column 0 lies outside photo $x.png of 50 x 70" in one_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_photograph_needs_no_data(first_run: FirstRun, tmp_path: Path, capsys:
     [
         ((), "checkpoint must be given"),
         (("checkpoint=none.ckpt",), "no checkpoint file at none.ckpt"),
-        (("CHECKPOINT", "split=train2"), "shapes has the splits"),
+        (("CHECKPOINT", "split=train2"), "split=train2: the data set has the splits train, val, test"),
         (("CHECKPOINT", "objects=[car]"), "no class 'car'"),
         (("CHECKPOINT", "object_sizes=[5]"), "object_sizes must be two sides"),
         (("CHECKPOINT", "images=-1"), "images must be at least 0"),

@@ -23,6 +23,7 @@ from test_predictor import noise
 
 import segdcn
 from segdcn import exchange
+from segdcn.commands.errors import TRY_AGAIN
 from segdcn.data import CamVid, Shapes
 from segdcn.export import main
 from segdcn.models import Deform, build_deeplab, deformable_layers
@@ -218,7 +219,7 @@ def test_a_failed_export_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     if case != "interrupt":
         try:
-            assert call(main, *arguments) == 1
+            assert call(main, *arguments) == (TRY_AGAIN if case == "full disk" else 1)
         finally:
             if case == "full disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -261,7 +262,7 @@ def test_bad_options_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     state = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    state["segdcn"]["config"]["dataset"] = {"_target_": "segdcn.data.CamVid", "root": "nowhere"}
+    state["segdcn"]["groups"]["dataset"] = {"_target_": "segdcn.data.CamVid", "root": "nowhere"}
     torch.save(state, "moved.ckpt")
     given = () if arguments[0].startswith("checkpoint") else (f"checkpoint={run}/checkpoints/best.ckpt",)
     before = files(run)
@@ -271,6 +272,32 @@ def test_bad_options_are_one_line_and_leave_nothing(
         assert part in message
     assert files(tmp_path) == ["moved.ckpt"]
     assert files(run) == before
+
+
+class Undecided(torch.nn.Module):
+    """What it computes depends on the image's values."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image if image.sum() > 0 else -image
+
+
+class OneSize(torch.nn.Module):
+    """It has learned something for each pixel of an image of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.zeros(1, 3, 96, 128))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image + self.place
+
+
+@pytest.mark.parametrize("network", [Undecided(), OneSize()], ids=["values", "one size"])
+@pytest.mark.parametrize("write", [exchange.onnx_bytes, exchange.program_bytes])
+def test_a_network_that_cannot_leave_is_one_line(network: torch.nn.Module, write: Callable[..., bytes]) -> None:
+    with pytest.raises(ValueError, match="cannot be exported for images of any size: ") as caught:
+        write(network, {})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

@@ -25,9 +25,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Everything outside the standard library that a part may import; the longest matching name counts.
 ALLOWED = {
     "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
-    "segdcn.models": {"torch", "torchvision", "timm", "segdcn.ops", "segdcn.models"},
+    "segdcn.models": {"torch", "torchvision", "timm", "safetensors", "segdcn.ops", "segdcn.models"},
     "segdcn.losses": {"torch"},
-    "segdcn.runs": {"torch", "segdcn.runs"},
+    "segdcn.runs": {"torch", "segdcn.models", "segdcn.runs"},
     "segdcn.runs.folder": set(),
     "segdcn.runs.overrides": set(),
     "segdcn.drawing.decoration": set(),
@@ -61,7 +61,7 @@ ALLOWED = {
     "segdcn.analysis.offset_study": {"torch", "numpy", "segdcn.analysis", "segdcn.data", "segdcn.ops"},
     "segdcn.drawing.fonts": {"matplotlib", "fontTools", "PIL"},
     "segdcn.exchange": {"torch", "onnx", "onnxruntime", "segdcn.models", "segdcn.ops"},
-    "segdcn.models.cost": {"torch", "segdcn.ops"},
+    "segdcn.models.cost": {"torch", "segdcn.models", "segdcn.ops"},
     "segdcn.report": {"segdcn.drawing", "segdcn.report", "segdcn.runs"},
     "segdcn.report.charts": {"matplotlib", "markupsafe"},
     "segdcn.report.choice": set(),

@@ -31,9 +31,9 @@ def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, A
         "parameters", "flops" (a multiply-add is 2), "milliseconds" (median) and "megabytes" (peak above what was
         held; None where the system does not tell).
     """
-    networks = {"plain": plain_twin(network)}
+    networks = {"plain": network}
     if deformable_layers(network):
-        networks["deformable"] = network
+        networks = {"plain": plain_twin(network), "deformable": network}
     size = (image.shape[2], image.shape[3])
     calls: dict[str, Callable[[], object]] = {name: partial(one, image) for name, one in networks.items()}
     with torch.inference_mode():

@@ -92,7 +92,7 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
         layers: convolutions of the network by name, deformable or plain; None takes ``last_layers(network)``.
 
     Raises:
-        ValueError: network in training mode, or no layer to look at.
+        ValueError: network in training mode, no layer to look at, or none of them in the run.
     """
     if network.training:
         raise UserError("record needs network.eval(): in training mode a run would change the statistics")
@@ -107,6 +107,8 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
     finally:
         for hook in hooks:
             hook.remove()
+    if not calls:
+        raise UserError(f"the network does not use {', '.join(layers)}, so there are no sampling points to show")
     return calls
 
 

@@ -64,11 +64,7 @@ def study_offsets(
         ValueError: unknown classes, sizes that do not grow, no sample, or offsets that are not finite.
     Source: Dai et al. 2017, section 4.2 and table 2.
     """
-    unknown = [name for name in object_classes if name not in class_names]
-    if unknown:
-        raise UserError(f"objects: there is no class {unknown[0]!r}, only {', '.join(class_names)}")
-    if object_sizes is not None and (len(object_sizes) != 2 or not 0 < object_sizes[0] <= object_sizes[1]):
-        raise UserError(f"object_sizes must be two sides in pixels that grow, such as [96,224], got {object_sizes}")
+    check_objects(class_names, object_classes, object_sizes)
     countable = [class_names.index(name) for name in object_classes]
     layers: dict[str, _LayerSums] = {}
     sides: list[Floats] = []
@@ -97,6 +93,17 @@ def study_offsets(
         },
         "layers": [sums.describe(class_names, size, max(1.0, longest)) for sums in layers.values()],
     }
+
+
+def check_objects(
+    class_names: Sequence[str], object_classes: Sequence[str], object_sizes: Sequence[float] | None
+) -> None:
+    """Raises: UserError for unknown classes, and sizes that do not grow."""
+    unknown = [name for name in object_classes if name not in class_names]
+    if unknown:
+        raise UserError(f"objects: there is no class {unknown[0]!r}, only {', '.join(class_names)}")
+    if object_sizes is not None and (len(object_sizes) != 2 or not 0 < object_sizes[0] <= object_sizes[1]):
+        raise UserError(f"object_sizes must be two sides in pixels that grow, such as [96,224], got {object_sizes}")
 
 
 class _LayerSums:

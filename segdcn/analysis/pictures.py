@@ -77,14 +77,16 @@ def sampling_picture(
     return _png(figure)
 
 
-def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: Sequence[Array], title: str) -> bytes:
+def field_picture(
+    image: Array, pixels: Sequence[Pixel], fields: Array, points: Sequence[Array | None], title: str
+) -> bytes:
     """A PNG: for each pixel what moves its score, as heat over the image, and its sampling points on top.
 
     Args:
         image: uint8 (H, W, 3).
         fields: float (P, H, W), see ``effective_receptive_field``; shown by its square root and as if its brightest
             pixels were alike, else a few of them would be all there is to see.
-        points: for each pixel its points (M, 2), (y, x) in image pixels.
+        points: for each pixel its points (M, 2), (y, x) in image pixels, or None.
     """
     figure, grid = _tiles(image, 1, len(pixels), title)
     for axes, pixel, field, reached in zip(grid[0], pixels, fields, points, strict=True):
@@ -92,7 +94,8 @@ def field_picture(image: Array, pixels: Sequence[Pixel], fields: Array, points: 
         heat = np.sqrt(np.minimum(1, field / bright))
         _photograph(axes, image, 0.4)
         axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.minimum(1, 2 * heat))
-        axes.scatter(reached[:, 1], reached[:, 0], s=1.5, c=REGULAR, linewidths=0, alpha=0.6)
+        if reached is not None:
+            axes.scatter(reached[:, 1], reached[:, 0], s=1.5, c=REGULAR, linewidths=0, alpha=0.6)
         _unit(axes, pixel)
         axes.set_title(f"row {pixel[0]}, column {pixel[1]}", fontsize=7)
     return _png(figure)

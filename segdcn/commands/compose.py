@@ -41,7 +41,7 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
 
     return _build(
         config.task,
-        network=instantiate(config.model, num_classes=len(dataset.class_names), _convert_="all"),
+        network=_network(config, len(dataset.class_names)),
         loss=instantiate(config.loss, _convert_="all"),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         schedule=instantiate(config.schedule, _convert_="all"),
@@ -54,6 +54,17 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
             "palette": [list(colour) for colour in dataset.palette],
         },
     )
+
+
+def _network(config: DictConfig, num_classes: int) -> Any:
+    """The network that ``config.model`` names; of a run that goes on its checkpoint holds the weights."""
+    from segdcn.models.contract import giving_logits
+    from segdcn.runs.checkpoint import without_pretrained
+
+    model = plain(config.model)
+    if config.resume:
+        model = without_pretrained(model)
+    return giving_logits(instantiate(model, num_classes=num_classes, _convert_="all"))
 
 
 def build_datamodule(config: DictConfig, dataset: Any) -> Any:
@@ -203,7 +214,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
         if not may_change_on_resume(key):
             raise UserError(
                 f"{override} cannot be changed when a run is resumed, only trainer.*, callbacks.*, logger.*, report,"
-                " datamodule.num_workers, datamodule.eval_batch_size, and paths of the data set, such as dataset.root"
+                " datamodule.num_workers, datamodule.eval_batch_size, and paths of the data set, such as dataset.root;"
+                " a new run starts from its weights with model.weights=PATH"
             )
         # null leaves a callback out; a new key is a callback's or the trainer's
         value = None if override.startswith("~") else parser.parse_override(override).value()

@@ -15,7 +15,8 @@ from segdcn import UserError
 from segdcn.commands.arguments import readable
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.errors import one_line_errors
-from segdcn.drawing.console import readable_output
+from segdcn.drawing.console import readable_output, telling
+from segdcn.processes import is_first
 
 
 def console_script(
@@ -38,7 +39,7 @@ def console_script(
         @functools.wraps(function)
         def main() -> Any:
             readable_output()
-            with one_line_errors():
+            with telling(is_first()), one_line_errors():
                 arguments = readable(sys.argv[1:])
                 # Lightning repeats them for the processes that it starts
                 sys.argv[1:] = free_keys(arguments) if free_keys else arguments
@@ -55,7 +56,7 @@ def plain_script(function: Callable[[], Any]) -> Callable[[], Any]:
     @functools.wraps(function)
     def main() -> Any:
         readable_output()
-        with one_line_errors():
+        with telling(is_first()), one_line_errors():
             return function()
 
     return main

@@ -5,6 +5,7 @@ from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvisi
 from segdcn.models.deformable import deformable_layers, make_deformable, plain_twin, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead
+from segdcn.models.weights import load_weights
 
 __all__ = [
     "BACKBONES",
@@ -21,6 +22,7 @@ __all__ = [
     "freeze_batch_norm",
     "freeze_stages",
     "from_torchvision_deeplabv3",
+    "load_weights",
     "make_deformable",
     "plain_twin",
     "set_fixed_dilation",

@@ -9,6 +9,7 @@ import difflib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torchvision
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from segdcn import MissingFileError, UserError
-from segdcn.models.weights import load_strictly, read_state_dict, torchvision_imagenet_file
+from segdcn.models.weights import Weights, load_strictly, read_weights, torchvision_imagenet_file
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 BACKBONES = ("resnet_tiny", *RESNETS, "mobilenet_v2")
@@ -107,13 +108,14 @@ class TimmBackbone(Backbone):
 
 
 def build_backbone(
-    name: str, output_stride: int, weights: str | None = None, torchvision_dilation: bool = False
+    name: str, output_stride: int, weights: str | Weights | None = None, torchvision_dilation: bool = False
 ) -> Backbone:
     """A backbone by name: one of BACKBONES, or ``timm/NAME``.
 
     output_stride: 8, 16 or 32 input pixels per pixel of the last feature map. A stage that loses its stride
     has every 3x3 convolution dilated instead: rate 2 in the last stage at 16; 2, then 4 in the last two at 8.
-    weights: ``imagenet``, the path of a state dict with torchvision's (or timm's) names, or None for random.
+    weights: ``imagenet``, a file for ``read_weights`` or what that found, with torchvision's (or timm's) names, or None
+    for random.
     torchvision_dilation: the first block of a dilated stage keeps the rate of the stage before, as in
     torchvision's ``replace_stride_with_dilation``, with which its DeepLab weights were trained (resnet50, 101
     and 152 only).
@@ -143,9 +145,13 @@ def build_backbone(
         _replace_stride(whole.layer3, whole.layer4, output_stride, torchvision_dilation)
         backbone = ResNet(whole.conv1, whole.bn1, whole.maxpool, stages, channels, output_stride)
     if weights is not None:
-        file = torchvision_imagenet_file(name) if weights == "imagenet" else weights
-        load_strictly(backbone, read_state_dict(file), file, classifier_names=whole.state_dict().keys())
+        found = torchvision_imagenet_file(name) if weights == "imagenet" else weights
+        load_strictly(backbone, _read(found), classifier_names=whole.state_dict().keys())
     return backbone
+
+
+def _read(weights: str | Path | Weights) -> Weights:
+    return weights if isinstance(weights, Weights) else read_weights(weights)
 
 
 def _replace_stride(
@@ -170,7 +176,7 @@ def _dilate(stage: nn.Module, rate: int) -> None:
                 conv.dilation = conv.padding = (rate, rate)
 
 
-def _build_resnet_tiny(output_stride: int, weights: str | None) -> ResNet:
+def _build_resnet_tiny(output_stride: int, weights: str | Weights | None) -> ResNet:
     """A residual network for a CPU, about 0.5 M parameters: one block a stage, never dilated.
 
     Dilation preserves what pretrained filters expect where a stride is taken out; this network has none.
@@ -194,7 +200,7 @@ def _build_resnet_tiny(output_stride: int, weights: str | None) -> ResNet:
     if weights == "imagenet":
         raise UserError("resnet_tiny has no ImageNet weights; set model.weights=null or a path")
     if weights is not None:
-        load_strictly(backbone, read_state_dict(weights), weights)
+        load_strictly(backbone, _read(weights))
     return backbone
 
 
@@ -205,7 +211,7 @@ def _block(channels_in: int, channels_out: int, stride: int) -> BasicBlock:
     return BasicBlock(channels_in, channels_out, stride=stride, downsample=shortcut)
 
 
-def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackbone:
+def _build_timm(name: str, output_stride: int, weights: str | Weights | None) -> TimmBackbone:
     try:
         import timm
     except ImportError as error:
@@ -233,12 +239,13 @@ def _build_timm(name: str, output_stride: int, weights: str | None) -> TimmBackb
             f"timm/{name} has feature maps at strides {strides}; stride 4 and output_stride {output_stride} are needed"
         )
     low = len(strides) - 1 - strides[::-1].index(4)
-    if weights not in (None, "imagenet"):
+    if weights is not None and weights != "imagenet":
         whole = set(timm.create_model(name).state_dict())  # not on "meta": some compute with values while being built
         # timm flattens some networks for features_only: stages.0.weight becomes stages_0.weight
         own = {key.replace(".", "_"): key for key in network.state_dict()}
-        state = {own.get(key.replace(".", "_"), key): value for key, value in read_state_dict(weights).items()}
-        load_strictly(network, state, weights, classifier_names=whole)
+        read = _read(weights)
+        tensors = {own.get(key.replace(".", "_"), key): value for key, value in read.tensors.items()}
+        load_strictly(network, Weights(read.source, tensors), classifier_names=whole)
     return TimmBackbone(network, (channels[low], channels[-2], channels[-1]), output_stride, low)
 
 

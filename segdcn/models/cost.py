@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import segdcn.ops  # noqa: F401  (registers segdcn::gather_conv2d)
+from segdcn.models.shapes import run_on_shapes
 
 
 def network_cost(network: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def network_cost(network: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
     """
     try:
         flops: int | None = count_flops(network, size)
-    except (NotImplementedError, RuntimeError):  # what PyTorch raises for such an operation, by its kind
+    except Exception:  # of a network of a user's own, which may want the values for anything
         flops = None
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"parameters": parameters, "flops": flops, "flops_input": f"[{size[0]},{size[1]}]"}
@@ -41,28 +40,16 @@ def count_flops(network: nn.Module, size: tuple[int, int]) -> int:
     leaves out biases, normalisation, activations and resizing. A deformable layer is its offset branch, an
     ordinary convolution, and ``deformable_flops``.
 
-    The shapes alone pass through the network (on the meta device): no values, no random numbers, no statistics.
+    Only shapes pass through the network, see ``run_on_shapes``.
 
-    Raises: NotImplementedError or RuntimeError where the computation depends on values.
+    Raises: whatever the network raises where its computation depends on values.
     """
     formulas = {
         torch.ops.segdcn.gather_conv2d: _gather_flops,
         torch.ops.torchvision.deform_conv2d: _torchvision_flops,
     }
-    tensors = {
-        name: torch.empty_like(tensor, device="meta")
-        for name, tensor in chain(network.named_parameters(), network.named_buffers())
-    }
-    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
-    image = torch.empty(1, 3, *size, dtype=dtype, device="meta")
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-            torch.func.functional_call(network, tensors, (image,))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        run_on_shapes(network, (1, 3, *size))
     return int(counter.get_total_flops())
 
 

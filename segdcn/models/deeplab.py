@@ -16,6 +16,7 @@ from segdcn.models.backbones import Backbone, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
+from segdcn.models.weights import Weights, load_weights, read_weights
 
 HEADS = ("paper", "aspp", "v3plus")
 
@@ -72,10 +73,13 @@ def build_deeplab(
     fixed_dilation: int | None = None,
     frozen_batch_norm: bool = False,
     frozen_stages: int = 0,
+    image_pooling: bool = True,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
-    backbone, output_stride, weights, torchvision_dilation: see ``build_backbone``.
+    backbone, output_stride, torchvision_dilation: see ``build_backbone``.
+    weights: of the backbone, see there; of a file of a whole segmentation network, such as a checkpoint of another
+    training or torchvision's deeplabv3_resnet50, all that fits is taken, see ``load_weights``.
     head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
     fixed_dilation: dilation of the backbone's last three 3x3 convolutions, see ``set_fixed_dilation``; None leaves
     what the output stride asks for.
@@ -83,6 +87,8 @@ def build_deeplab(
     frozen_batch_norm: the backbone's batch norms are constants, see ``freeze_batch_norm``; for pretrained weights.
     frozen_stages: how many of the backbone's first stages do not learn; 1 is the stem and the first stage, see
     ``freeze_stages``.
+    image_pooling: whether ``aspp`` and ``v3plus`` see the mean of the whole map too, for which a training needs batches
+    of two images or more.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
@@ -99,7 +105,11 @@ def build_deeplab(
             f"got {deform.layers} and {deform.offset_groups}"
         )
 
-    body = build_backbone(backbone, output_stride, weights, torchvision_dilation)
+    read = None if weights in (None, "imagenet") else read_weights(str(weights))
+    if read is not None and "classifier.0.convs.0.0.weight" in read.tensors:
+        read = Weights(read.source, from_torchvision_deeplabv3(read.tensors))
+    whole = read is not None and read.of_segmentation
+    body = build_backbone(backbone, output_stride, None if whole else read or weights, torchvision_dilation)
     if fixed_dilation is not None:
         set_fixed_dilation(body, fixed_dilation)
     freeze_stages(body, frozen_stages)
@@ -111,12 +121,14 @@ def build_deeplab(
     if head == "paper":
         classify = PaperHead(body.out_channels, num_classes, head_channels or 1024)
     elif head == "aspp":
-        classify = ASPPHead(body.out_channels, num_classes, output_stride, head_channels or 256)
+        classify = ASPPHead(body.out_channels, num_classes, output_stride, head_channels or 256, image_pooling)
     else:
-        classify = V3PlusHead(
-            body.out_channels, body.low_level_channels, num_classes, output_stride, head_channels or 256
-        )
-    return DeepLab(body, classify, FCNHead(body.middle_channels, num_classes) if auxiliary else None)
+        channels = (body.out_channels, body.low_level_channels)
+        classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
+    network = DeepLab(body, classify, FCNHead(body.middle_channels, num_classes) if auxiliary else None)
+    if read is not None and whole:
+        load_weights(network, read)
+    return network
 
 
 def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

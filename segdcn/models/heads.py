@@ -13,6 +13,7 @@ from segdcn import UserError
 from segdcn.models.backbones import Features
 
 ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
+BIGGER_BATCH = "set datamodule.batch_size=2 or more (and a datamodule.crop_size, where it is null)"
 
 
 def resize(x: Tensor, size: torch.Size) -> Tensor:
@@ -75,7 +76,10 @@ class ImagePooling(nn.Sequential):
         norm = self[2]
         # the batch size last: looked at in evaluation, it would be fixed in an exported graph
         if isinstance(norm, nn.BatchNorm2d) and norm.training and len(x) == 1:
-            raise UserError("image pooling cannot train on a batch of one image: use a batch size of 2 or more")
+            raise UserError(
+                "the head's image pooling cannot train on a batch of one image, whose mean has no batch statistics: set"
+                f" model.image_pooling=false or model.head=paper, or {BIGGER_BATCH}"
+            )
         size = x.shape[-2:]
         for layer in self:
             x = layer(x)
@@ -85,12 +89,21 @@ class ImagePooling(nn.Sequential):
 class ASPPHead(nn.Module):
     """The head of DeepLabv3: ASPP, one 3x3 convolution, classifier. The rates follow the output stride.
 
+    image_pooling: the published networks have it.
+
     Shape: high (N, C, h, w) -> (N, K, h, w).
     """
 
-    def __init__(self, in_channels: int, num_classes: int, output_stride: int, channels: int = 256) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        output_stride: int,
+        channels: int = 256,
+        image_pooling: bool = True,
+    ) -> None:
         super().__init__()
-        self.aspp = ASPP(in_channels, ASPP_RATES[output_stride], channels)
+        self.aspp = ASPP(in_channels, ASPP_RATES[output_stride], channels, image_pooling)
         self.fuse = _conv_bn_relu(channels, channels, 3)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from segdcn import UserError
 from segdcn.report import curves, tables
-from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, open_subjects, write_page
+from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, made, open_subjects, write_page
 from segdcn.report.images import OpenDataset
 from segdcn.report.records import RunRecord, read_run
 from segdcn.runs.folder import shown
@@ -33,27 +33,34 @@ def report_runs(
     names = tables.unique_names(read)
     records = [replace(record, name=name) for record, name in zip(read, names, strict=True)]
     _check_comparable(records)
-    rows = [list(row) for row in tables.compared_runs(records)]
-    head = "run|mean IoU, %|difference|95 % interval|pixel accuracy, %|boundary mIoU, %|parameters|FLOPs|training|seed"
-    contents = _shared_parts(records, range(len(records)), names)
-    contents |= {
+    contents: dict[str, Any] = {
         "title": " · ".join(dict.fromkeys(record.name for record in read)),
         "subtitle": f"{len(records)} runs",
         "kind": "a comparison of runs",
-        "comparison": {
-            "lead": "Differences are in percentage points of the mean IoU, to the first run.",
-            "head": head.split("|"),
-            "rows": rows,
-            "notes": [
-                "The interval is a paired bootstrap over the images: each resample draws the same images for both runs."
-                " It tells how the difference varies with the images, not with the training’s seed."
-            ],
-        },
-        "class_comparison": _class_comparison(
-            records[0].class_names, records[0].name, records[0].iou, [(r.name, r.iou, None) for r in records[1:]]
-        ),
+        "notes": [f"{record.name}: {note}" for record in records for note in record.notes],
     }
+    parts = {"comparison": lambda: _runs_table(records)}
+    parts |= _shared_parts(records, range(len(records)), names)
+    class_names = next((record.class_names for record in records if record.iou), [])
+    if class_names:
+        parts["class_comparison"] = lambda: _class_comparison(
+            class_names, records[0].name, records[0].iou, [(r.name, r.iou, None) for r in records[1:]]
+        )
+    contents |= made(parts, contents["notes"])
     return _with_images(contents, records[:MAX_NETWORKS], open_dataset, output, budget, trust)
+
+
+def _runs_table(records: Sequence[RunRecord]) -> dict[str, Any]:
+    head = "run|mean IoU, %|difference|95 % interval|pixel accuracy, %|boundary mIoU, %|parameters|FLOPs|training|seed"
+    return {
+        "lead": "Differences are in percentage points of the mean IoU, to the first run.",
+        "head": head.split("|"),
+        "rows": [list(row) for row in tables.compared_runs(records)],
+        "notes": [
+            "The interval is a paired bootstrap over the images: each resample draws the same images for both runs."
+            " It tells how the difference varies with the images, not with the training’s seed."
+        ],
+    }
 
 
 def report_sweep(
@@ -81,15 +88,21 @@ def report_sweep(
                 records.append(replace(read_run(folder / run.job.folder), name=f"{tables.readable(row.label)}{seed}"))
                 colours.append(number)
     _check_comparable(records)
-    contents = _shared_parts(records, colours, [tables.readable(row.label) for row in results.rows])
-    contents |= {
+    contents: dict[str, Any] = {
         "title": results.name,
         "kind": "a sweep",
         "subtitle": results.command,
-        "comparison": _sweep_table(results),
-        "class_comparison": _sweep_classes(results, records[0]),
-        "notes": [*contents["notes"], *results.warnings],
+        "notes": [
+            *(f"{record.name}: {note}" for record in records for note in record.notes),
+            *results.warnings,
+        ],
     }
+    parts = {
+        "comparison": lambda: _sweep_table(results),
+        "class_comparison": lambda: _sweep_classes(results, records[0]),
+        **_shared_parts(records, colours, [tables.readable(row.label) for row in results.rows]),
+    }
+    contents |= made(parts, contents["notes"])
     pair = _baseline_and_best(results)
     by_folder = {record.folder: record for record in records}
     looked_at = [by_folder[folder / run.job.folder] for run in pair] if pair else records[:1]
@@ -97,8 +110,9 @@ def report_sweep(
 
 
 def _check_comparable(records: Sequence[RunRecord]) -> None:
-    first = records[0]
-    for record in records[1:]:
+    """Of runs that have figures; one that was not validated has none."""
+    first, *others = [record for record in records if record.iou] or [records[0]]
+    for record in others:
         if set(record.iou) != set(first.iou):
             raise UserError(
                 f"{shown(first.folder)} and {shown(record.folder)} cannot be compared: their classes differ"
@@ -106,12 +120,13 @@ def _check_comparable(records: Sequence[RunRecord]) -> None:
             )
 
 
-def _shared_parts(records: Sequence[RunRecord], colours: Sequence[int], labels: Sequence[str]) -> dict[str, Any]:
+def _shared_parts(
+    records: Sequence[RunRecord], colours: Sequence[int], labels: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
     return {
-        "charts": curves.overlaid(records, colours, labels),
-        "epoch_tables": curves.miou_table(records),
-        "provenance": [(record.name, tables.provenance(record)) for record in records],
-        "notes": [f"{record.name}: {note}" for record in records for note in record.notes],
+        "charts": lambda: curves.overlaid(records, colours, labels),
+        "epoch_tables": lambda: curves.miou_table(records),
+        "provenance": lambda: [(record.name, tables.provenance(record)) for record in records],
     }
 
 
@@ -129,7 +144,7 @@ def _with_images(
         contents |= look(subjects, budget, contents["notes"])
         first = subjects[0].predictor
         colours = dict(zip(first.class_names, first.palette, strict=True))
-        for row in contents["class_comparison"]["rows"]:
+        for row in contents.get("class_comparison", {}).get("rows", ()):
             row["colour"] = tuple(colours.get(row["name"], GREY))
     if contents.get("gallery"):
         counted = all(record.counts is not None for record in records)

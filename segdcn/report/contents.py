@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,34 +39,52 @@ def report_run(
     record = read_run(folder)
     if budget is None:
         budget = max(QUICK, PER_TRAINING_SECOND * (record.metrics.get("training_seconds") or 0))
+    notes = list(record.notes)
     contents: dict[str, Any] = {
         "title": record.name,
         "kind": "a training run",
         "subtitle": ", ".join(filter(None, (tables.network_of(record), f"seed {record.seed}"))),
-        "tiles": tables.tiles(record),
-        "charts": curves.run_charts(record.epochs, record.split),
-        "epoch_tables": curves.epoch_table(record.epochs, record.split),
-        "provenance": [("What these figures depend on", tables.provenance(record))],
-        "notes": list(record.notes),
+        "notes": notes,
     }
-    palette: Sequence[Sequence[int]] = ()
-    subject, why_not = open_subjects([record], open_dataset, trust)
-    if subject:
-        palette = subject[0].predictor.palette
-        contents |= look(subject, budget, contents["notes"])
-        if contents["gallery"]:
-            counted = record.counts is not None
-            contents["gallery"] |= {
-                "heading": "Best, median and worst images" if counted else "Images",
-                "lead": ("By the mean IoU over the classes that occur in the image. " if counted else "")
-                + MOVE_THE_LINE,
-            }
-    contents["notes"] += why_not
-    rows = tables.classes(record, palette)
-    contents["classes"] = {"rows": rows, "intervals": record.counts is not None} if rows else None
-    if record.counts is not None:
-        contents["confusion"] = tables.confusion(record.counts)
+    subjects, why_not = open_subjects([record], open_dataset, trust)
+    palette: Sequence[Sequence[int]] = subjects[0].predictor.palette if subjects else ()
+    contents |= made(
+        {
+            "tiles": lambda: tables.tiles(record),
+            "charts": lambda: curves.run_charts(record.epochs, record.split),
+            "epoch_tables": lambda: curves.epoch_table(record.epochs, record.split),
+            "provenance": lambda: [("What these figures depend on", tables.provenance(record))],
+            "classes": lambda: _classes(record, palette),
+            "confusion": lambda: None if record.counts is None else tables.confusion(record.counts),
+        },
+        notes,
+    )
+    if subjects:
+        contents |= look(subjects, budget, notes)
+    if contents.get("gallery"):
+        counted = record.counts is not None
+        contents["gallery"] |= {
+            "heading": "Best, median and worst images" if counted else "Images",
+            "lead": ("By the mean IoU over the classes that occur in the image. " if counted else "") + MOVE_THE_LINE,
+        }
+    notes += why_not
     return write_page(contents, output or folder / FILE)
+
+
+def made(parts: Mapping[str, Callable[[], Any]], notes: list[str]) -> dict[str, Any]:
+    """The parts of a page that can be made, each by itself; of another one ``notes`` is told why it is not there."""
+    found = {}
+    for name, make in parts.items():
+        try:
+            found[name] = make()
+        except Exception as error:  # memory that ends, a damaged file, a network or data set of a user's own
+            notes.append(f"Without {name.replace('_', ' ')}: {one_line(error)}.")
+    return found
+
+
+def _classes(record: RunRecord, palette: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+    rows = tables.classes(record, palette)
+    return {"rows": rows, "intervals": record.counts is not None} if rows else None
 
 
 def open_subjects(
@@ -76,33 +94,28 @@ def open_subjects(
     try:
         return [open_subject(record, open_dataset, trust) for record in records], []
     except Exception as error:  # a data set of a user's own may raise anything
+        reason = one_line(error).replace("trust=true", "--trust")  # as this command has it
         return [], [
-            f"Images, viewer and offsets are left out: {one_line(error)}. A data set that was moved is found by --data"
-            " ROOT."
+            f"Images, viewer and offsets are left out: {reason}. A data set that was moved is found by --data ROOT."
         ]
 
 
 def look(subjects: Sequence[Subject], budget: float, notes: list[str]) -> dict[str, Any]:
     """Gallery, viewer and offsets of runs on the same images; see ``report_run`` for ``budget``.
 
-    What a network or its data do not allow is left out, which ``notes`` is told: the rest is worth a page.
+    What a network or its data do not allow is left out, which ``notes`` is told.
     """
-    chosen = chosen_images(subjects)
-    if not chosen:
-        return {"gallery": None}
-    parts: dict[str, Callable[[], Any]] = {
-        "gallery": lambda: gallery(subjects, chosen),
-        "viewer": lambda: viewer(subjects, chosen, budget),
-        "dilations": lambda: _dilations(subjects, budget),
-    }
-    found = {}
-    for name, make in parts.items():
-        try:
-            found[name] = make()
-        except Exception as error:  # memory that ends, a data set of a user's own
-            found[name] = None
-            notes.append(f"Without {name}: {one_line(error)}.")
-    return found
+    images = made({"images": lambda: chosen_images(subjects, notes)}, notes).get("images")
+    if not images:
+        return {}
+    return made(
+        {
+            "gallery": lambda: gallery(subjects, images),
+            "viewer": lambda: viewer(subjects, images, budget),
+            "dilations": lambda: _dilations(subjects, budget),
+        },
+        notes,
+    )
 
 
 def _dilations(subjects: Sequence[Subject], budget: float) -> list[tables.Dilations]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from segdcn import UserError
 from segdcn.analysis.offset_study import study_offsets
 from segdcn.data.dataset import IGNORE_INDEX, Sample
+from segdcn.drawing.decoration import one_line
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
 from segdcn.panels import central_pixels
@@ -53,14 +55,26 @@ def open_subject(record: RunRecord, open_dataset: OpenDataset, trust: bool = Fal
     samples, counts = dataset.split(record.split), record.counts
     if counts is not None:
         number = len(counts.names)  # fewer than there are, where trainer.limit_val_batches left some out
-        if len(samples) < number or (number and samples[0].name != counts.names[0]):
+        first = counts.names[0] if number else None
+        with contextlib.suppress(Exception):  # an image that cannot be read is told of where it would be shown
+            first = samples[0].name
+        if len(samples) < number or (number and first != counts.names[0]):
             raise UserError(f"the data at hand are not the {number} {record.split} images that were counted")
         samples = [samples[place] for place in range(number)] if number < len(samples) else samples
     return Subject(record, predictor, dataset, samples)
 
 
-def chosen_images(subjects: Sequence[Subject]) -> dict[int, str]:
-    """Index of each image that the page looks at → why; the first ``GALLERY_IMAGES`` are those to compare closely."""
+@dataclass(frozen=True)
+class Image:
+    """One that the page looks at: its place in the split, and why it was chosen."""
+
+    index: int
+    why: str
+    sample: Sample
+
+
+def chosen_images(subjects: Sequence[Subject], notes: list[str]) -> list[Image]:
+    """The images that the page looks at, those that can be read; the first ones are to be compared closely."""
     first = subjects[0]
     miou = [subject.record.counts.miou_of_images.tolist() for subject in subjects if subject.record.counts is not None]
     found: dict[int, str] = {}
@@ -69,14 +83,21 @@ def chosen_images(subjects: Sequence[Subject]) -> dict[int, str]:
     elif len(miou) == len(subjects):
         found = dict.fromkeys(choice.most_different(miou[0], miou[1], GALLERY_IMAGES), "most different")
     wanted = VIEWER_IMAGES - len(found)
-    return found | dict.fromkeys(choice.spread(len(first.samples), max(0, wanted), list(found)), "image")
+    found |= dict.fromkeys(choice.spread(len(first.samples), max(0, wanted), list(found)), "image")
+    images = []
+    for index, why in found.items():
+        try:
+            images.append(Image(index, why, first.samples[index]))
+        except Exception as error:  # of a data set of a user's own, anything
+            notes.append(f"Without the {why} image, number {index} of {first.record.split}: {one_line(error)}.")
+    return images
 
 
-def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str, Any]:
-    """The images with their layers to lay over each other: photograph, truth, predictions and errors."""
-    images, seen = [], set()
-    for index in list(chosen)[:GALLERY_IMAGES]:
-        sample = subjects[0].samples[index]
+def gallery(subjects: Sequence[Subject], images: Sequence[Image]) -> dict[str, Any]:
+    """The first images with their layers to lay over each other: photograph, truth, predictions and errors."""
+    shown, seen = [], set()
+    for image in images[:GALLERY_IMAGES]:
+        sample = image.sample
         predictions = [subject.predictor(sample.image).labels for subject in subjects]
         layers = [_layer("photo", pictures.photograph(sample.image), f"Photograph {sample.name}")]
         palette = subjects[0].predictor.palette
@@ -91,7 +112,8 @@ def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str,
             alt = f"Errors in {sample.name}: {wrong}"
             layers.append(_layer("errors", pictures.error_map(predictions[0], sample.label), alt))
         seen |= {int(k) for values in (*predictions, sample.label) for k in np.unique(values) if k != IGNORE_INDEX}
-        images.append({"name": sample.name, "why": chosen[index], "detail": _detail(subjects, index), "layers": layers})
+        detail = _detail(subjects, image.index)
+        shown.append({"name": sample.name, "why": image.why, "detail": detail, "layers": layers})
     names = [subject.record.name for subject in subjects]
     single = len(subjects) == 1
     keys = [("photo", "photograph")]
@@ -107,9 +129,9 @@ def gallery(subjects: Sequence[Subject], chosen: Mapping[int, str]) -> dict[str,
             ("left", "photo" if single else "prediction0"),
             ("right", "prediction0" if single else "prediction1"),
         ],
-        "images": images,
+        "images": shown,
         "legend": legend,
-        "pixelated": max(subjects[0].samples[next(iter(chosen))].image.shape[:2]) <= 256,
+        "pixelated": max(images[0].sample.image.shape[:2]) <= 256,
     }
 
 
@@ -141,7 +163,7 @@ def _wrong(prediction: Any, label: Any) -> str:
     return f"{(valid & (prediction != label)).sum() / valid.sum():.1%} of the labelled pixels are wrong"
 
 
-def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float) -> dict[str, Any]:
+def viewer(subjects: Sequence[Subject], images: Sequence[Image], budget: float) -> dict[str, Any]:
     """What the viewer shows, with its ``json``; images that would make the page too large are left out and counted.
 
     Of one run with deformable layers its own points are beside those of the same layers without offsets; of several
@@ -156,12 +178,47 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
             ("the same layers, without offsets", plain_twin(networks[0][1])),
         ]
     first = subjects[0]
-    size = first.samples[next(iter(chosen))].label.shape
-    maps = len(chosen) * len(networks)
+    size = images[0].sample.label.shape
+    maps = len(images) * len(networks)
     fields = min(fields_per_image(network, (size[0], size[1]), maps, budget) for _, network in networks)
-    entries, thumbnails, total, left_out = [], [], 0, 0
-    for index, why in chosen.items():
-        sample = first.samples[index]
+    try:
+        shown = _entries(subjects, networks, images, fields)
+    except Exception:
+        if not fields:
+            raise
+        fields = 0  # of a network without gradients
+        shown = _entries(subjects, networks, images, fields)
+    entries = [entry for _, entry in shown]
+    depth = max((len(network["layers"]) for entry in entries for network in entry["networks"]), default=0)
+    groups = max((layer["groups"] for e in entries for n in e["networks"] for layer in n["layers"]), default=1)
+    data = {
+        "images": entries,
+        "panes": [0, 1] if len(networks) > 1 else [0],
+        "classes": list(first.predictor.class_names),
+        "palette": [list(colour) for colour in first.predictor.palette],
+    }
+    return {
+        "data": data,
+        "images": [
+            {"thumbnail": pictures.thumbnail(image.sample.image), "name": image.sample.name, "why": image.why}
+            for image, _ in shown
+        ],
+        "depth": min(depth, DEPTH),
+        "fields": fields,
+        "panes": [name for name, _ in networks[:2]],
+        "others": [(number, name) for number, (name, _) in enumerate(networks) if number > 0],
+        "lead": _viewer_lead(single, deformed),
+        "fine": _viewer_fine(fields, groups, len(images) - len(shown)),
+    }
+
+
+def _entries(
+    subjects: Sequence[Subject], networks: Sequence[tuple[str, Any]], images: Sequence[Image], fields: int
+) -> list[tuple[Image, dict[str, Any]]]:
+    """What the viewer knows of the images, of as many as a page holds."""
+    first, entries, total = subjects[0], list[tuple[Image, dict[str, Any]]](), 0
+    for image in images:
+        sample = image.sample
         start = _start(sample)
         entry = {
             "name": sample.name,
@@ -182,30 +239,10 @@ def viewer(subjects: Sequence[Subject], chosen: Mapping[int, str], budget: float
             ],
         }
         weight = len(json.dumps(entry))
-        if total + weight > VIEWER_BYTES:
-            left_out += 1
-            continue
-        total += weight
-        entries.append(entry)
-        thumbnails.append({"thumbnail": pictures.thumbnail(sample.image), "name": sample.name, "why": why})
-    depth = max((len(network["layers"]) for entry in entries for network in entry["networks"]), default=0)
-    groups = max((layer["groups"] for e in entries for n in e["networks"] for layer in n["layers"]), default=1)
-    data = {
-        "images": entries,
-        "panes": [0, 1] if len(networks) > 1 else [0],
-        "classes": list(first.predictor.class_names),
-        "palette": [list(colour) for colour in first.predictor.palette],
-    }
-    return {
-        "data": data,
-        "images": thumbnails,
-        "depth": min(depth, DEPTH),
-        "fields": fields,
-        "panes": [name for name, _ in networks[:2]],
-        "others": [(number, name) for number, (name, _) in enumerate(networks) if number > 0],
-        "lead": _viewer_lead(single, deformed),
-        "fine": _viewer_fine(fields, groups, left_out),
-    }
+        if total + weight <= VIEWER_BYTES:
+            total += weight
+            entries.append((image, entry))
+    return entries
 
 
 def _prediction(subject: Subject, sample: Sample) -> str:
@@ -231,7 +268,7 @@ def _viewer_fine(fields: int, groups: int, left_out: int) -> str:
         "The receptive field is the gradient, by the image, of the class predicted at a pixel (Luo et al. 2016),"
         f" smoothed a little and scaled by its own maximum; {fields} pixels of each image have one."
         if fields
-        else "Receptive fields of images of this size would take too long here and were left out."
+        else "Receptive fields would take too long here, or the network has none, and were left out."
     ]
     if groups > 1:
         parts.append(f"The points are those of the first of {groups} offset groups.")

@@ -79,6 +79,9 @@ def network_of(record: RunRecord) -> str:
     model = record.config.get("model")
     if not isinstance(model, Mapping):
         return ""
+    target = str(model.get("_target_"))
+    if not target.endswith(".build_deeplab"):  # of a user's own
+        return target
     deform = model.get("deform")
     deform = deform if isinstance(deform, Mapping) else {}
     count = deform.get("layers")
@@ -147,8 +150,9 @@ def _hash(record: RunRecord) -> str | None:
 
 
 def _images(record: RunRecord) -> str:
-    count = record.metrics.get("images")
-    return f"{count} {record.split} images" if count is not None else ""
+    count, total = record.metrics.get("images"), record.metrics.get("images_in_split")
+    of = f" of {total}" if total not in (None, count) else ""
+    return f"{count}{of} {record.split} images" if count is not None else ""
 
 
 def _joined(*parts: Any) -> str:

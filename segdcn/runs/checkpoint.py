@@ -75,10 +75,7 @@ class Checkpoint:
 
         Raises: UserError, one line: a target that is not trusted, data that are not there, other classes.
         """
-        given = {key: value for key, value in (changes or {}).items() if value is not None}
-        saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
-        self._check(saved, "dataset")
-        dataset = build({**saved, **given}, self.path)
+        dataset = build(self.dataset_settings(changes), self.path)
         names = [str(name) for name in dataset.class_names]
         if names != list(self.class_names):
             raise UserError(
@@ -88,6 +85,16 @@ class Checkpoint:
             )
         return dataset
 
+    def dataset_settings(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the data set is built from, see ``dataset``.
+
+        Raises: UserError for a target that is not trusted.
+        """
+        given = {key: value for key, value in (changes or {}).items() if value is not None}
+        saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
+        self._check(saved, "dataset")
+        return {**saved, **given}
+
     def network(self, network: nn.Module | None = None) -> nn.Module:
         """The network with its trained weights, in evaluation mode.
 
@@ -95,18 +102,24 @@ class Checkpoint:
 
         Raises: UserError, one line: a target that is not trusted, settings or weights that do not fit.
         """
+        from segdcn.models.contract import giving_logits
+        from segdcn.models.weights import NETWORK, misfit
+
         if network is None:
             self._check(self.groups["model"], "model")
-            settings = dict(self.groups["model"])
-            if "weights" in settings:  # they are in the checkpoint
-                settings["weights"] = None
+            settings = without_pretrained(self.groups["model"])
             network = build(settings, self.path, num_classes=len(self.class_names))
-        prefix = "network."
-        weights = {key[len(prefix) :]: value for key, value in self.state_dict.items() if key.startswith(prefix)}
+        network = giving_logits(network)
+        weights = {
+            key.removeprefix(NETWORK): value for key, value in self.state_dict.items() if key.startswith(NETWORK)
+        }
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"{self.path} does not fit its network: {' '.join(str(error).split())}") from error
+            raise UserError(
+                f"{self.path} does not fit its network, the {type(network).__name__} that is built here:"
+                f" {misfit(network.state_dict(), weights) or ' '.join(str(error).split())}"
+            ) from error
         return network.eval()
 
     def loss(self) -> nn.Module:
@@ -165,6 +178,16 @@ def _another(path: Path) -> str:
     except Exception:  # damaged too
         return ""
     return f"; resume={shown(best)} goes on from step {step}"
+
+
+def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings without those that fetch weights to begin with, by the names that are common for them.
+
+    For a network whose weights are in a checkpoint: the file may not be here any more.
+    """
+    names = ("weights", "weights_backbone", "encoder_weights")
+    empty = {name: None for name in names if isinstance(model.get(name), str)}
+    return {**model, **empty, **({"pretrained": False} if model.get("pretrained") is True else {})}
 
 
 def file_hash(path: Path) -> str:
