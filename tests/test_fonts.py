@@ -14,8 +14,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from PIL import Image
 
-from segdcn import fonts
 from segdcn.analysis.pictures import length_picture, sampling_picture
+from segdcn.drawing import fonts
 from segdcn.panels import comparison_panel, overlay
 
 NAMES = ["道路 Straße", "δρόμος 자동차", "सड़क 🚗"]  # Han, German, Greek, Korean, Hindi, a picture

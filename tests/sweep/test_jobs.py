@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_sweep import made_sweep
 
-from segdcn.sweep.jobs import Record, clear, ended, locked, read_progress, read_record, train_command, train_environment
+from segdcn.runs.folder import INHERITED_LOCK, LOCK, locked
+from segdcn.sweep.jobs import Record, clear, ended, read_progress, read_record, train_command, train_environment
 from segdcn.sweep.plan import Job, job_folder, read_sweep
 
 CONFIG: dict[str, Any] = {
@@ -101,7 +102,7 @@ def test_command_begins_a_run_and_resumes_one_that_has_a_checkpoint(tmp_path: Pa
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     resume = train_command(job, folder)
-    assert "++dataset.root=there" in resume
+    assert {"dataset.root=there", "trust=true"} < set(resume)
     assert not {"seed=1", "optimizer.lr=0.1"} & set(resume)
     for command, key in ((begin, "output_dir"), (resume, "resume")):
         (parsed,) = [one for one in OverridesParser.create().parse_overrides(command[3:]) if one.key_or_group == key]
@@ -109,7 +110,7 @@ def test_command_begins_a_run_and_resumes_one_that_has_a_checkpoint(tmp_path: Pa
 
 
 def test_what_died_before_its_first_checkpoint_is_deleted_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("config.yaml", "metrics.csv", "job.json", "job.lock", "output.log", "tensorboard/x", "checkpoints/b"):
+    for name in ("config.yaml", "metrics.csv", "job.json", LOCK, "output.log", "tensorboard/x", "checkpoints/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoints" / "last.ckpt").write_text("")
@@ -118,7 +119,7 @@ def test_what_died_before_its_first_checkpoint_is_deleted_and_nothing_else(tmp_p
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
     clear(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["job.json", "job.lock", "output.log"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["job.json", "output.log", LOCK]
 
 
 def test_a_job_is_no_part_of_the_program_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,17 +127,18 @@ def test_a_job_is_no_part_of_the_program_around_it(monkeypatch: pytest.MonkeyPat
     slurm = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
     for key, value in {**ours, **slurm, "PL_GLOBAL_SEED": "3"}.items():
         monkeypatch.setenv(key, value)
-    alone = train_environment(OMP_NUM_THREADS="2")
+    alone = train_environment(None, OMP_NUM_THREADS="2")
     assert alone["OMP_NUM_THREADS"] == "2"
     assert alone["PATH"] == os.environ["PATH"]
     assert {key for key in {**ours, **slurm} if key in alone} == {"SLURM_JOB_ID"}
-    task = train_environment(cluster_task=True)
+    task = train_environment(9, cluster_task=True)
+    assert (alone.get(INHERITED_LOCK), task[INHERITED_LOCK]) == (None, "9")
     assert set({**ours, **slurm}) < set(task)
     assert not {"PL_GLOBAL_SEED"} & {*alone, *task}
 
 
 def test_lock_lasts_as_long_as_a_process_that_inherited_it(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "job.lock"
+    path = tmp_path / "folder" / LOCK
     with locked(path) as lock:
         assert lock is not None
         with locked(path) as other:

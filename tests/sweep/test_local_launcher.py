@@ -14,7 +14,8 @@ import pytest
 import torch
 from made_sweep import FINISH, made_sweep, scripts
 
-from segdcn.sweep.jobs import locked, read_record
+from segdcn.runs.folder import LOCK, locked
+from segdcn.sweep.jobs import read_record
 from segdcn.sweep.local import LocalLauncher, SweepStopped, visible_gpus
 from segdcn.sweep.plan import Job
 
@@ -141,7 +142,7 @@ def test_what_does_not_end_is_killed_with_all_its_children(tmp_path: Path, monke
 def test_job_that_another_process_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scripts(monkeypatch, MODULE, lambda job: f"{FINISH}\nopen('../order', 'a').write(os.path.basename(os.getcwd()))")
     sweep = made_sweep(tmp_path, *"ab")
-    with locked(tmp_path / "a" / "job.lock") as lock:
+    with locked(tmp_path / "a" / LOCK) as lock:
         assert lock is not None
         orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=(lock,))
     LocalLauncher().run(sweep, sweep.jobs)
