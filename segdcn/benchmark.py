@@ -96,11 +96,13 @@ def poolings(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, An
 
 
 def _pooling_candidates(x: Tensor, scores: Tensor, rois: Tensor, offset: Tensor) -> list[Candidate]:
-    same = rois.to(x.dtype)  # torchvision wants one dtype
+    wide_x, wide_scores = (t.detach().float().requires_grad_() for t in (x, scores))  # no bfloat16 in torchvision's
     return [
-        Candidate("roi_align", lambda: torchvision.ops.roi_align(x, same, 7, 1 / 16, aligned=True), (x,)),
+        Candidate("roi_align", lambda: torchvision.ops.roi_align(wide_x, rois, 7, 1 / 16, aligned=True), (wide_x,)),
         Candidate("deform_roi_pool", lambda: deform_roi_pool(x, rois, offset, 7, 1 / 16), (x, offset)),
-        Candidate("ps_roi_align", lambda: torchvision.ops.ps_roi_align(scores, same, 7, 1 / 16, 4), (scores,)),
+        Candidate(
+            "ps_roi_align", lambda: torchvision.ops.ps_roi_align(wide_scores, rois, 7, 1 / 16, 4), (wide_scores,)
+        ),
         Candidate(
             "deform_ps_roi_pool",
             lambda: deform_ps_roi_pool(scores, rois, offset, 7, 21, 7, 1 / 16),
@@ -337,17 +339,15 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.which:
         if name == "data":
-            rows = loading(options.repeats, options.overrides)
-            show_loading(rows)
+            rows, show = loading(options.repeats, options.overrides), show_loading
         elif name == "runtimes":
-            rows = runtimes.measure(options.repeats)
-            show_runtimes(rows)
+            rows, show = runtimes.measure(options.repeats), show_runtimes
         else:
             run, show = BENCHMARKS[name]
             rows = run(options.repeats, options.device, getattr(torch, options.dtype))
-            show(rows)
         results[name] = [_plain(row) for row in rows]
-    write_json(options.output, {"environment": about, "dtype": options.dtype, **results})
+        write_json(options.output, {"environment": about, "dtype": options.dtype, **results})  # what is there is safe
+        show(rows)
     print(f"\nfigures in {options.output}")
 
 

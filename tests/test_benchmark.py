@@ -48,7 +48,7 @@ def test_tables_and_json_hold_every_candidate(
 
 
 def test_bfloat16_features_are_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "conv", "--dtype", "bfloat16", "--repeats", "1", "--output", str(tmp_path / "half.json"))
+    run(monkeypatch, "conv", "pool", "--dtype", "bfloat16", "--repeats", "1", "--output", str(tmp_path / "half.json"))
     assert json.loads((tmp_path / "half.json").read_text())["dtype"] == "bfloat16"
 
 
