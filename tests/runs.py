@@ -67,8 +67,9 @@ def clean_environment() -> dict[str, str]:
 def process(cwd: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A command as a user types it, with as many threads as this process has."""
     environment = {**clean_environment(), "OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
     return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, encoding=encoding, timeout=300
     )
 
 

@@ -45,6 +45,7 @@ REQUIRED = {
     "dataset=cityscapes": ("dataset.root=x",),
     "dataset=folder": ("dataset.root=x", "dataset.class_names=[a,b]"),
     "dataset=voc": ("dataset.root=x",),
+    "dataset=voc_aug": ("dataset.root=x", "dataset.sbd_root=x"),
     **{f"experiment={name}": given(name, "x") for name in EXPERIMENTS},
     **{f"sweep={name}": given(name.partition("_")[2], "x") for name in SWEEPS},
 }

@@ -42,7 +42,7 @@ def test_another_number_of_images_per_step_is_said_in_the_first_lines(
     assert call(main, *RUN, *settings) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "batch    8 images x 2 accumulated = 16 per step, learning rate 0.003 (offsets x 0.1)" in lines
-    notes = [line for line in lines if line.startswith("note ")]
+    notes = [line for line in lines if "images per step" in line and line.startswith("note ")]
     assert notes == (
         [
             "note     the recipe's protocol has 32 images per step, this run 16: trainer.devices x"

@@ -97,7 +97,7 @@ def test_images_without_a_labelled_pixel_have_pictures_and_no_figures(
     assert call(evaluate.main, f"checkpoint={run}/checkpoints/best.ckpt", "trainer.accelerator=cpu") == 0
 
 
-NAMES = ("road [/old] paved, <b>", "道路 Straße $x_1$")
+NAMES = ("road [/old] paved, <blink>", "道路 Straße $x_1$")
 
 
 def test_class_names_are_shown_as_they_were_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,8 +110,8 @@ def test_class_names_are_shown_as_they_were_typed(tmp_path: Path, capsys: pytest
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert all(f"val/iou/{name}" in found for name in NAMES)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "road [/old] paved, &lt;b&gt;" in page
-    assert "<b>" not in page.replace("&lt;b&gt;", "").partition("<main")[2].partition("<script")[0]
+    assert "road [/old] paved, &lt;blink&gt;" in page
+    assert "<blink>" not in page
 
 
 def test_class_names_that_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +131,9 @@ def test_an_output_that_knows_few_letters_ends_nothing(tmp_path: Path, encoding:
     command = ("-m", "segdcn.train", *FOLDER, f"dataset.root={root}", 'dataset.class_names=["Straße","道路"]')
     ended = process(tmp_path, *command, "trainer.max_steps=1", "output_dir=run", PYTHONIOENCODING=encoding)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
+    assert all("no font on this machine" in line for line in warnings_of(ended.stderr))  # or nothing
     assert "\\u9053\\u8def" in ended.stdout
+    assert encoding == "ascii" or "Straße" in ended.stdout
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -169,8 +168,8 @@ class FirstChannel(nn.Module):
 
 def make_task(network: nn.Module, lr: float = 0.1, **options: Any) -> SegmentationTask:
     optimizer = functools.partial(torch.optim.SGD, lr=lr)
-    options = {"schedule": constant, "class_names": ["a", "b", "c"], **options}
-    return SegmentationTask(network, SegmentationLoss(), optimizer, **options)
+    schedule = options.pop("schedule", constant)
+    return SegmentationTask(network, SegmentationLoss(), ["a", "b", "c"], optimizer, schedule, **options)
 
 
 def make_trainer(**options: Any) -> pl.Trainer:
@@ -197,14 +196,12 @@ def batch(seed: int, size: tuple[int, int], count: int = 2) -> dict[str, Any]:
 
 @pytest.mark.parametrize("weight", [0.4, 0.0])
 def test_auxiliary_loss_counts_with_its_weight(weight: float) -> None:
-    task, data = make_task(Pixelwise(auxiliary=True), auxiliary_weight=weight), batch(0, (4, 5))
-    task.trainer = trainer = SimpleNamespace()  # type: ignore[assignment]
-    task.log = lambda *_, **__: None  # type: ignore[method-assign]
-    loss = task.training_step(data, 0)
-    logits, auxiliary = task.network(data["image"], with_auxiliary=True)
+    task, data = make_task(Pixelwise(auxiliary=True), lr=0.0, auxiliary_weight=weight), batch(0, (4, 5))
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(task, loader([data]))
+    logits, auxiliary = task.train().network(data["image"], with_auxiliary=True)
     expected = F.cross_entropy(logits, data["label"]) + weight * F.cross_entropy(auxiliary, data["label"])
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    assert trainer is not None
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_validation_figures_come_from_all_pixels_at_once() -> None:

@@ -15,7 +15,7 @@ from segdcn import UserError
 from segdcn.commands.arguments import readable
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.errors import one_line_errors
-from segdcn.drawing.console import readable_output, telling
+from segdcn.commands.output import readable_output, telling
 from segdcn.processes import is_first
 
 

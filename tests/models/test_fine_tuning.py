@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segdcn.drawing.console import telling
+from segdcn.commands.output import telling
 from segdcn.models import Deform, build_deeplab, deformable_layers, from_torchvision_deeplabv3, load_weights
 
 SMALL = {"backbone": "resnet_tiny", "head": "aspp", "num_classes": 6, "output_stride": 16, "head_channels": 8}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+from miniatures import make_cityscapes, make_sbd, make_voc
+from PIL import Image
 from runs import BARE, call, one_line, process
 
 from segdcn import train
@@ -43,8 +46,13 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sweep]:
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
-    data = ["dataset.root=x"] if not name.startswith("shapes") else []
-    data += ["dataset.sbd_root=x"] if name.endswith("voc") else []
+    data = []
+    if name.endswith("voc"):
+        sbd = make_sbd(Path("sbd"), make_voc(Path("data")))
+        data = ["dataset.root=data", f"dataset.sbd_root={sbd}"]
+    elif name.endswith("cityscapes"):
+        make_cityscapes(Path("data"))
+        data = ["dataset.root=data"]
     assert call(train.main, f"sweep={name}", *data) == 1  # no job of it has a figure
     (sweep,) = planned
     assert sweep == read_sweep(Path.cwd() / "sweeps" / name)
@@ -87,8 +95,13 @@ def test_a_sweep_may_grow_by_seeds(planned: list[Sweep]) -> None:
 def test_jobs_find_a_users_own_config(planned: list[Sweep], capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine", "dataset").mkdir(parents=True)
     Path("mine", "dataset", "ponds.yaml").write_text(
-        "# @package _global_\ndataset: {_target_: ponds.Ponds, root: '???'}\ndatamodule: {crop_size: [64, 64]}\n"
+        "# @package _global_\ndatamodule: {crop_size: [64, 64]}\n"
+        "dataset: {_target_: segdcn.data.ImageFolder, root: '???', class_names: [water, land]}\n"
     )
+    for split, kind in itertools.product(("train", "val"), ("images", "masks")):
+        file = Path("a=b", split, kind, "pond.png")
+        file.parent.mkdir(parents=True)
+        Image.new("L" if kind == "masks" else "RGB", (64, 64)).save(file)
     call(train.main, "-m", "--config-dir", "mine", "dataset=ponds", "dataset.root='a=b'", "seed=0,1")
     (sweep,) = planned
     capsys.readouterr()
