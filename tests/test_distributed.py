@@ -181,21 +181,26 @@ def test_evaluation_on_a_part_of_the_images_is_refused(
     assert "SLURM started 1" in one_line(capsys.readouterr().err)
 
 
-def test_name_of_a_run_on_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_a_run_on_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):  # left behind by Lightning
         monkeypatch.delenv(name, raising=False)
-    assert processes.run_name().startswith("20")
+    alone = processes.new_run_folder(tmp_path)
+    assert alone.name.startswith("20")
+    assert alone.is_dir()
     for name, value in slurm(1).items():
         monkeypatch.setenv(name, value)
-    assert processes.run_name().startswith("20")
+    assert processes.new_run_folder(tmp_path) not in (alone, tmp_path / "slurm_77_3")
     for name, value in slurm(2).items():
         monkeypatch.setenv(name, value)
-    assert processes.run_name() == "slurm_77_3"
+    assert processes.new_run_folder(tmp_path) == tmp_path / "slurm_77_3"
 
 
 @pytest.mark.slow
 def test_nodes_started_by_hand_share_the_first_ones_name(tmp_path: Path) -> None:
-    script = "import time; from segdcn.processes import run_name; print(run_name(), flush=True); time.sleep(3)"
+    script = (
+        "import time; from pathlib import Path; from segdcn.processes import new_run_folder;"
+        f"print(new_run_folder(Path({str(tmp_path)!r})).name, flush=True); time.sleep(3)"
+    )
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in ("1", "0"):

@@ -222,17 +222,6 @@ def test_finished_run_is_evaluated_again_and_nothing_else(copied_run: Path) -> N
     assert 0.5 * figures["training_seconds"] < again["training_seconds"] <= figures["training_seconds"]
 
 
-def test_run_from_before_a_protocol_could_be_chosen_goes_on(copied_run: Path) -> None:
-    last = copied_run / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(last, weights_only=True)
-    for key in ("protocol", "paper_miou", "sweep"):
-        del checkpoint["segdcn"]["config"][key]
-    torch.save(checkpoint, last)
-    assert call(main, "resume=moved", "trainer.max_epochs=3") == 0
-    assert json.loads((copied_run / "metrics.json").read_text())["protocol"] == "native"
-    assert steps_saved(copied_run) == 12
-
-
 @pytest.mark.parametrize(
     "override",
     ["model=deeplab", "model.backbone=resnet18", "optimizer.lr=0.1", "output_dir=elsewhere", "seed=3"],

@@ -13,12 +13,12 @@ import torch
 import yaml
 from conftest import FirstRun
 from PIL import Image
-from runs import BARE, assert_same_checkpoint, compose
+from runs import BARE, assert_same_checkpoint, call, compose, one_line
 
 from segdcn.data import Shapes
 from segdcn.models import Deform, build_deeplab
 from segdcn.models.cost import count_flops
-from segdcn.train import train
+from segdcn.train import main, train
 
 CLASSES = ("background", "disc", "ring", "cross", "star", "crescent")
 
@@ -116,10 +116,12 @@ def test_same_seed_gives_the_same_weights_with_any_number_of_workers(tmp_path: P
     assert config.datamodule.seed == config.task.seed == 3
 
 
-def test_a_folder_that_holds_a_run_is_refused(first_run: FirstRun, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_refused(first_run: FirstRun, capsys: pytest.CaptureFixture[str]) -> None:
     before = (first_run.folder / "config.yaml").read_text()
-    with pytest.raises(ValueError, match=r"holds a run already.*resume="):
-        train(compose("train", *BARE, "seed=7", "name=test", f"output_dir={first_run.folder}"))
+    assert call(main, *BARE, "seed=7", f"output_dir={first_run.folder}") == 1
+    message = one_line(capsys.readouterr().err)
+    assert "holds a run already" in message
+    assert "resume=" in message
     assert (first_run.folder / "config.yaml").read_text() == before
 
 
@@ -149,12 +151,8 @@ def test_learns_four_images_by_heart(tmp_path: Path) -> None:
     assert train(config) > 0.9
 
 
-def test_run_that_never_validated_reports_its_last_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    settings = ("name=test", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2", f"output_dir={run}")
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
+    settings = ("name=test", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", f"output_dir={tmp_path}")
     train(compose("train", *BARE, *settings))
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.ckpt"}
-    assert json.loads((run / "metrics.json").read_text())["checkpoint"] == "last.ckpt"
-    assert f"segdcn-evaluate checkpoint={run}/checkpoints/last.ckpt" in capsys.readouterr().out
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["val/miou"] != "" for row in csv.DictReader(file)] == [False, True, True]
