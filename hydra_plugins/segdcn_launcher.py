@@ -74,10 +74,12 @@ class SegdcnLauncher(Launcher):
         """
         from hydra.utils import instantiate
 
+        from segdcn.commands.compose import check_hydra_keys
         from segdcn.runs.folder import shown
         from segdcn.sweep.local import LocalLauncher
         from segdcn.sweep.plan import read_sweep
 
+        check_hydra_keys(self.config.hydra)
         if len(job_overrides) > MOST_JOBS and not self.config.sweep.confirm:
             raise UserError(f"this sweep has {len(job_overrides)} jobs: add sweep.confirm=true if it is meant")
         sweep = self._sweep(job_overrides)

@@ -99,6 +99,17 @@ def test_data_in_another_place(
 CPU = ("trainer.accelerator=cpu", "callbacks.panels=null")
 
 
+@pytest.mark.parametrize("loss", ["class_weights=[1,2,3,4,5,6]", "ohem_fraction=0.25"])
+def test_loss_does_not_depend_on_how_many_images_are_evaluated_at_once(tmp_path: Path, loss: str) -> None:
+    run = tmp_path / "run"
+    assert call(train_main, *BARE, "trainer.max_steps=1", f"loss.{loss}", f"output_dir={run}") == 0
+    for size in (1, 2, 8):
+        common = (f"checkpoint={run}/checkpoints/best.ckpt", f"output_dir={tmp_path / str(size)}", *CPU)
+        assert call(main, *common, f"datamodule.eval_batch_size={size}") == 0
+    losses = [json.loads((tmp_path / str(size) / "metrics.json").read_text())["val/loss"] for size in (1, 2, 8)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
 def test_inference_options_have_a_folder_and_figures_of_their_own(checkpoint: Path) -> None:
     options = ("inference.scales=[0.75,1.25]", "inference.flip=true", "inference.window=[64,64]")
     panels = ("trainer.accelerator=cpu", "callbacks.panels.images=1")

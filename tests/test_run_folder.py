@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, one_line
+from runs import BARE, call, one_line, process
 
 from segdcn import MissingFileError, UserError, train
 from segdcn.callbacks import AtomicCheckpoints
@@ -108,6 +108,18 @@ def test_of_many_runs_that_start_in_one_second_each_has_its_folder(tmp_path: Pat
     assert len(set(found)) == 24
     assert tmp_path / "runs" / "2026-11-26_12-00-00" in found
     assert tmp_path / "runs" / "2026-11-26_12-00-00_24" in found
+
+
+@pytest.mark.slow
+def test_two_trainings_started_at_once_have_a_folder_each(tmp_path: Path) -> None:
+    """As `for seed in 0 1; do segdcn-train seed=$seed & done` starts them."""
+    with ThreadPoolExecutor(2) as pool:
+        command = ("-m", "segdcn.train", *BARE, "trainer.max_steps=1")
+        ended = list(pool.map(lambda seed: process(tmp_path, *command, f"seed={seed}"), range(2)))
+    assert [one.returncode for one in ended] == [0, 0], ended
+    runs = sorted((tmp_path / "runs" / "shapes").iterdir())
+    assert {json.loads((run / "metrics.json").read_text())["seed"] for run in runs} == {0, 1}
+    assert len(runs) == 2
 
 
 def hold(folder: Path) -> subprocess.Popen[bytes]:

@@ -149,10 +149,3 @@ def test_learns_four_images_by_heart(tmp_path: Path) -> None:
         f"output_dir={tmp_path}",
     )
     assert train(config) > 0.9
-
-
-def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path: Path) -> None:
-    settings = ("name=test", "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", f"output_dir={tmp_path}")
-    train(compose("train", *BARE, *settings))
-    with (tmp_path / "metrics.csv").open() as file:
-        assert [row["val/miou"] != "" for row in csv.DictReader(file)] == [False, True, True]

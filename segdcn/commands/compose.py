@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,18 @@ from segdcn.runs.overrides import is_of_the_place, split_override
 _PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel carries the configs inside the package; in a checkout they lie beside it
 CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir()), ""))
+
+
+def check_hydra_keys(hydra: HydraConf | DictConfig) -> None:
+    """Refuse what Hydra's own keys could ask for and nothing here would do.
+
+    Raises: UserError, one line.
+    """
+    if hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true is of no use: paths are of the folder where the command is started, and everything is"
+            " written to output_dir"
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

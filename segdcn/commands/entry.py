@@ -11,9 +11,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from segdcn import UserError
 from segdcn.commands.arguments import readable
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.compose import CONFIG_PATH, check_hydra_keys
 from segdcn.commands.errors import one_line_errors
 from segdcn.commands.output import readable_output, telling
 from segdcn.processes import is_first
@@ -31,7 +30,7 @@ def console_script(
         @functools.wraps(function)
         def composed(config: DictConfig) -> Any:
             with one_line_errors():
-                _check_hydra_keys()
+                check_hydra_keys(HydraConfig.get())
                 return function(config)
 
         run = hydra.main(version_base="1.3", config_path=CONFIG_PATH, config_name=config_name)(composed)
@@ -60,11 +59,3 @@ def plain_script(function: Callable[[], Any]) -> Callable[[], Any]:
             return function()
 
     return main
-
-
-def _check_hydra_keys() -> None:
-    if HydraConfig.get().job.chdir:
-        raise UserError(
-            "hydra.job.chdir=true is of no use: paths are of the folder where the command is started, and everything is"
-            " written to output_dir"
-        )

@@ -156,6 +156,7 @@ def test_lock_lasts_as_long_as_a_process_that_inherited_it(tmp_path: Path) -> No
     ("status", "log", "error", "final"),
     [
         (1, "epoch 1\nerror: no file at x\n", "no file at x", True),
+        (75, "epoch 1\nerror: Stale file handle\n", "exit status 75 (error: Stale file handle)", False),
         (1, "Traceback\nRuntimeError: out of memory\n", "exit status 1 (RuntimeError: out of memory)", False),
         (-9, "error: seen before\nepoch 3\n", "ended by SIGKILL (epoch 3)", False),
         (143, "", "ended by SIGTERM ()", False),

@@ -122,6 +122,8 @@ def test_jobs_find_a_users_own_config(planned: list[Sweep], capsys: pytest.Captu
         (("experiment=shapes_deform3,shapes_deform4",), ("shapes_deform4", "experiment")),
         (("seed=range(0,201)",), ("201 jobs", "sweep.confirm=true")),
         (("seed=0,1", "dataset=camvid"), ("dataset.root must be given",)),
+        (("seed=0,1", "dataset=camvid", "dataset.root=nowhere"), ("nowhere",)),
+        (("seed=0,1", "hydra.job.chdir=true"), ("hydra.job.chdir",)),
         (("seed=0,1", "trainer.accelerator=cpu", "launcher.slots=500"), ("launcher.slots=500", "cores")),
         (("seed=0,1", "trainer.num_nodes=2"), ("launcher=slurm",)),
         (("seed=0,1", "launcher.slots=0"), ("launcher.slots", "1 or more")),
@@ -139,6 +141,70 @@ def test_bad_input_is_one_line_and_nothing_is_started(
         assert part in message
     assert not planned
     assert not list(Path.cwd().iterdir())
+
+
+def test_hydras_own_key_names_the_folder_of_a_sweep(planned: list[Sweep]) -> None:
+    call(train.main, "-m", "seed=0,1", "hydra.sweep.dir=elsewhere/mine")
+    assert [sweep.folder.resolve() for sweep in planned] == [Path("elsewhere", "mine").resolve()]
+    assert not Path("sweeps").exists()
+
+
+PONDS = """
+import errno, os, pathlib
+import numpy as np
+from segdcn import UserError
+from segdcn.data import Sample
+
+class Ponds:
+    class_names, palette, splits = ("land", "water"), ((0, 0, 0), (0, 0, 255)), ("train", "val")
+
+    def __init__(self, fault):
+        marks, process = pathlib.Path("attempts"), os.environ.get("SEGDCN_LOCK")
+        marks.mkdir(exist_ok=True)
+        self.fault = fault if process and fault != "none" else None
+
+    def split(self, name):
+        return self
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        mark = pathlib.Path("attempts", f"{self.fault}")
+        if self.fault == "disk" and not mark.exists():
+            mark.touch()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if self.fault == "user":
+            raise UserError("the ponds are dry: fill them")
+        label = np.zeros((48, 64), np.uint8)
+        label[index + 8 :] = 1
+        return Sample(np.repeat(label[..., None] * 200, 3, 2), label, str(index))
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_moment_is_tried_again_and_a_users_error_is_not(tmp_path: Path) -> None:
+    (tmp_path / "ponds.py").write_text(PONDS)
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "ponds.yaml").write_text("_target_: ponds.Ponds\nfault: none\n")
+    settings = [setting for setting in BARE if not setting.startswith("dataset.")]
+    settings += ["dataset=ponds", "datamodule.batch_size=2", "datamodule.num_workers=0"]
+    command = (
+        "-m",
+        "segdcn.train",
+        "--config-dir=conf",
+        "-m",
+        "sweep.name=ponds",
+        "dataset.fault=disk,user",
+        *settings,
+    )
+    ended = process(tmp_path, *command, "launcher.retries=2", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1, ended.stderr
+    records = [json.loads(file.read_text()) for file in sorted((tmp_path / "sweeps" / "ponds").rglob("job.json"))]
+    assert [(record["state"], record["attempts"]) for record in records] == [("finished", 2), ("failed", 1)]
+    assert "the ponds are dry" in records[1]["error"]
+    log, _ = sorted((tmp_path / "sweeps" / "ponds").rglob("output.log"))
+    assert "Stale file handle" in log.read_text()
 
 
 @pytest.mark.parametrize("holds", ["another sweep", "a run", "a damaged sweep"])
