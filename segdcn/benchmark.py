@@ -178,7 +178,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _times(row: dict[str, Any]) -> list[str]:
-    return [f"{f.forward_ms:.1f} / {f.training_ms:.1f}" for f in row["figures"].values()]
+    return [f"{_number(f.forward_ms)} / {_number(f.training_ms)}" for f in row["figures"].values()]
+
+
+def _number(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1}f}"  # a GPU's times are parts of a millisecond
 
 
 def _geometric_mean(values: Sequence[float]) -> str:
@@ -203,9 +207,8 @@ def show_convolutions(rows: list[dict[str, Any]]) -> None:
         ]
         if "depthwise" not in row["case"]:
             ratios.append(ratio)
-        lines.append(
-            [row["case"], *_times(row), f"{ratio[0]:.1f} / {ratio[1]:.1f}", f"{ratio[2]:.2f} / {ratio[3]:.2f}"]
-        )
+        pairs = [f"{_number(one)} / {_number(other)}" for one, other in (ratio[:2], ratio[2:])]
+        lines.append([row["case"], *_times(row), *pairs])
     means = [_geometric_mean(column) for column in zip(*ratios, strict=True)]
     mean_line = ["geometric mean, not depthwise", *[""] * len(names), " / ".join(means[:2]), " / ".join(means[2:])]
     _table(["N×C×H×W", *names, "torchvision's / gather", "gather / conv2d"], [*lines, mean_line])
