@@ -28,7 +28,7 @@ from segdcn.commands.compose import (
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import die_with_parent, is_first, new_run_folder, restarted
-from segdcn.runs.folder import owned, reporting, run_folder_of, shown, write_json, write_text
+from segdcn.runs.folder import owned, reporting, run_folder_of, shown, typed, write_json, write_text
 from segdcn.runs.overrides import split_override
 
 
@@ -82,7 +82,7 @@ def train(config: DictConfig) -> float:
     except SystemExit as end:  # Lightning's answer to Ctrl-C, and StopOnSignal's: 128 and the signal's number
         if trainer.is_global_zero:
             by = f" by {signal.Signals(end.code - 128).name}" if isinstance(end.code, int) and end.code > 128 else ""
-            print(f"stopped{by}; continue with: segdcn-train resume={shown(run)}", flush=True)
+            print(f"stopped{by}; continue with: segdcn-train {typed(run, 'resume')}", flush=True)
         raise
 
     if trainer.is_global_zero:
@@ -97,10 +97,10 @@ def train(config: DictConfig) -> float:
         pictures = f", pictures in {shown(run)}/panels" if (run / "panels").is_dir() else ""
         print(f"figures in {shown(run)}/metrics.json{pictures}")
         if config.report and not (run.parent / "sweep.json").exists():
-            with decoration("report", f"segdcn-report {shown(run)} tries again"):
+            with decoration("report", f"segdcn-report {typed(run)} tries again"):
                 _report(run, dataset)
         if checkpoint is not None:
-            print(f"evaluate with: segdcn-evaluate checkpoint={shown(checkpoint)}", flush=True)
+            print(f"evaluate with: segdcn-evaluate {typed(checkpoint, 'checkpoint')}", flush=True)
     return math.nan if task.result is None else float(task.result.figures["val/miou"])
 
 

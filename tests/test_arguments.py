@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runs import call, one_line
 from segdcn import UserError
 from segdcn.commands.arguments import readable
 from segdcn.data import __main__ as data
+from segdcn.runs.folder import typed
 from segdcn.runs.overrides import is_of_the_place, is_path, quoted
 
 NAMES = (
@@ -69,6 +71,25 @@ def test_a_group_that_is_null_is_taken_out() -> None:
     assert readable(["resume=null", "model.weights=null"]) == ["resume=null", "model.weights=null"]
 
 
+@pytest.mark.parametrize("path", NAMES)
+def test_a_printed_command_can_be_typed(path: str) -> None:
+    (word,) = shlex.split(typed(path, "checkpoint"))
+    (argument,) = readable([word])
+    assert str(value(argument)) == path
+
+
+@pytest.mark.parametrize(
+    ("argument", "example"), [("name=kätzchen", '"VALUE"'), ("dataset.class_names=[背景,кот]", '["VALUE","VALUE"]')]
+)
+def test_how_to_quote_fits_the_value(argument: str, example: str) -> None:
+    with pytest.raises(UserError, match="letters beyond ASCII") as error:
+        readable([argument])
+    advice = f"{argument.partition('=')[0]}={example}"
+    assert str(error.value).endswith(f"'{advice}'")
+    right = advice.replace("VALUE", "кот")
+    assert readable([right]) == [right]
+
+
 @pytest.mark.parametrize("argument", ["dataset.class_names=[a,b", "name=a (b)", "loss.class_weights=[1,2]]"])
 def test_what_cannot_be_read_is_one_line_that_says_how_to_quote(argument: str) -> None:
     with pytest.raises(UserError, match="quotes of its own within those of the shell") as error:
@@ -89,7 +110,9 @@ def test_a_data_folder_of_any_name_is_found(
 
 
 def test_which_keys_are_paths_and_of_the_place() -> None:
-    assert all(map(is_path, ("checkpoint", "dataset.root", "dataset.sbd_root", "dataset.labels_dir", "model.weights")))
+    assert all(
+        map(is_path, ("checkpoint", "dataset.root", "dataset.sbd_root", "dataset.labels_dir", "hydra.sweep.dir"))
+    )
     assert not any(map(is_path, ("seed", "dataset.class_names", "model.backbone")))
     assert is_of_the_place("dataset.images_folder")
     assert is_of_the_place("datamodule.num_workers")

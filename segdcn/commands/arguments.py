@@ -42,8 +42,9 @@ def _readable(argument: str, parser: OverridesParser, several: bool) -> str:
     if is_path(key) and not value.startswith(("'", '"')):
         return argument[: len(argument) - len(value)] + quoted(value)
     if parsed is None:
+        example = '["VALUE","VALUE"]' if value.startswith("[") else '"VALUE"'
         raise UserError(
-            f"{argument} cannot be read ({problem}): a value that holds = , # ~ & : ( ) [ ] {{ }} or quotes stands in"
-            f" quotes of its own within those of the shell: '{key}=\"VALUE\"'"
+            f"{argument} cannot be read ({problem}): a text that holds = , # ~ & : ( ) [ ] {{ }}, quotes or letters"
+            f" beyond ASCII stands in quotes of its own within those of the shell: '{key}={example}'"
         )
     return argument

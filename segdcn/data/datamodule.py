@@ -240,6 +240,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
+        self._told: set[str] = set()
         self._images: dict[str, list[Any]] | None = None
 
     def setup(self, stage: str) -> None:
@@ -318,7 +319,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         self._batches_in_checkpoint = state_dict["trained_batches"]
         for split, (count, _) in (now := self._images_of_splits()).items():
             before = state_dict.get("images", now)[split]
-            if before != now[split]:
+            if before != now[split] and split not in self._told:  # once: the best checkpoint is read at the end too
+                self._told.add(split)
                 consequence = "the order of training is another" if split == "train" else "figures do not compare"
                 warnings.warn(
                     f"the {split} split has other images than when the run was saved ({before[0]} then, {count} now):"

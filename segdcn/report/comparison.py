@@ -13,7 +13,7 @@ from segdcn.report import curves, tables
 from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, made, open_subjects, write_page
 from segdcn.report.images import OpenDataset
 from segdcn.report.records import RunRecord, read_run
-from segdcn.runs.folder import shown
+from segdcn.runs.folder import shown, typed
 from segdcn.sweep.estimate import Estimate
 from segdcn.sweep.plan import is_loss, shown_figure
 from segdcn.sweep.results import Results, Row, collect
@@ -78,7 +78,7 @@ def report_sweep(
     finished = [(row, run) for row in results.rows for run in row.runs if run.state == "finished"]
     if not finished:
         raise UserError(
-            f"{shown(folder)} has no finished run yet: segdcn-sweep status {shown(folder)} tells how far it is"
+            f"{shown(folder)} has no finished run yet: segdcn-sweep status {typed(folder)} tells how far it is"
         )
     records, colours = [], []
     for number, row in enumerate(results.rows):

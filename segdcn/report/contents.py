@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from segdcn.report.images import OpenDataset, Subject, chosen_images, gallery, o
 from segdcn.report.page import render
 from segdcn.report.records import RunRecord, read_run
 from segdcn.runs.folder import write_text
+
+log = logging.getLogger(__name__)
 
 FILE = "report.html"
 # Floating point operations that receptive fields may take, and effective dilations as many again: at the end of a
@@ -129,7 +132,10 @@ def _dilations(subjects: Sequence[Subject], budget: float) -> list[tables.Dilati
 
 
 def write_page(contents: dict[str, Any], output: Path) -> Path:
-    """Render the page with links to the sections that it has, and write it; returns where it is."""
+    """Render the page with links to the sections that it has, and write it; returns where it is.
+
+    What it does without is logged too.
+    """
     sections = (
         ("comparison", "Comparison", "comparison"),
         ("viewer", "Viewer", "viewer"),
@@ -142,4 +148,6 @@ def write_page(contents: dict[str, Any], output: Path) -> Path:
     )
     contents["sections"] = [(anchor, label) for anchor, label, key in sections if contents.get(key)]
     write_text(output, render(contents))
+    for note in contents["notes"]:
+        log.info("note     %s", " ".join(note.split()))
     return output

@@ -15,7 +15,7 @@ import yaml
 from segdcn import MissingFileError, UserError
 from segdcn.evaluation.counts import COUNTS_FILE, Counts, read_counts
 from segdcn.runs.checkpoint import file_hash
-from segdcn.runs.folder import shown
+from segdcn.runs.folder import shown, typed
 from segdcn.sweep.plan import read_object
 
 
@@ -89,9 +89,9 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     if not (folder / "metrics.json").is_file():
         raise UserError(
             f"{shown(folder)} holds no metrics.json: it is no run folder, or its run has not finished;"
-            f" segdcn-train resume={shown(folder)} continues one"
+            f" segdcn-train {typed(folder, 'resume')} continues one"
         )
-    metrics = read_object(folder / "metrics.json", f"segdcn-train resume={shown(folder)} writes it anew")
+    metrics = read_object(folder / "metrics.json", f"segdcn-train {typed(folder, 'resume')} writes it anew")
     environment = folder / "environment.json"
     config = _read_config(folder / "config.yaml")
     record = RunRecord(
@@ -125,7 +125,7 @@ def _find_counts(record: RunRecord) -> Counts | str:
             return counts
     return (
         f"{reason}: intervals of classes, the confusion matrix and the choice of images need "
-        f"segdcn-evaluate checkpoint={shown(record.checkpoint)}"
+        f"segdcn-evaluate {typed(record.checkpoint, 'checkpoint')}"
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from segdcn import MissingFileError, UserError
-from segdcn.runs.folder import is_lasting, run_folder_of, shown
+from segdcn.runs.folder import is_lasting, run_folder_of, typed
 
 GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
@@ -177,7 +177,7 @@ def _another(path: Path) -> str:
         step = torch.load(best, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     except Exception:  # damaged too
         return ""
-    return f"; resume={shown(best)} goes on from step {step}"
+    return f"; {typed(best, 'resume')} goes on from step {step}"
 
 
 def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:

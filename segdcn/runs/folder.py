@@ -85,6 +85,11 @@ def shown(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def typed(path: str | Path, key: str = "") -> str:
+    """A path, or the setting ``key=path``, as it is typed in a shell."""
+    return shlex.quote(f"{key}={shown(path)}" if key else str(shown(path)))
+
+
 def is_lasting(error: OSError) -> bool:
     """Whether a path is missing, forbidden or none at all; else a disk or a network fails at the moment."""
     return error.errno in _LASTING

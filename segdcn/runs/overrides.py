@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_PATHS = ("checkpoint", "file", "folder", "image", "input", "output", "path", "resume", "root", "weights")
+_PATHS = ("checkpoint", "dir", "file", "folder", "image", "input", "output", "path", "resume", "root", "weights")
 _PATH_ENDINGS = ("_dir", "_file", "_folder", "_path", "_root")
 _LOADING = ("datamodule.num_workers", "datamodule.eval_batch_size")
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segdcn import UserError
-from segdcn.runs.folder import shown
+from segdcn.runs.folder import shown, typed
 from segdcn.sweep.plan import Job, Sweep, read_object
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
@@ -55,13 +55,13 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     folder = sweep.path(job)
     paper = _paper(folder / "config.yaml") if metric.endswith("/miou") else None
     path = folder / "metrics.json"
-    again = f"segdcn-train resume={shown(folder)} writes it anew"
+    again = f"segdcn-train {typed(folder, 'resume')} writes it anew"
     if not path.is_file():
         return _unfinished(job, folder, paper)
     facts = read_object(path, again)
     if metric.startswith("test/"):
         path = folder / "evaluation" / "best_test" / "metrics.json"
-        again = f"segdcn-evaluate checkpoint={shown(folder)}/checkpoints/best.ckpt split=test"
+        again = f"segdcn-evaluate {typed(folder / 'checkpoints' / 'best.ckpt', 'checkpoint')} split=test"
         if path.is_file():
             tested = read_object(path, again)
             facts |= {**tested, "checkpoint": Path(str(tested.get("checkpoint"))).name}
