@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -126,22 +127,24 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
 
     Raises: UserError for devices that this machine lacks, and for a launcher that started another number of processes.
     """
-    from pytorch_lightning.callbacks import LearningRateMonitor
+    from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 
     from segdcn.callbacks import AtomicCheckpoints
     from segdcn.data.datamodule import check_world_size
 
+    parts: dict[str, Any] = {"accelerator": usable_accelerator(config.trainer.accelerator)}
     callbacks, loggers = (
         [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
         for group in ("callbacks", "logger")
     )
     if not loggers:  # which would refuse the run
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-    accelerator = usable_accelerator(config.trainer.accelerator)
+    if "enable_progress_bar" not in config.trainer and not any(isinstance(one, ProgressBar) for one in callbacks):
+        parts["enable_progress_bar"] = sys.stdout.isatty()  # Lightning's own bar is for a person who waits
     try:
         trainer = _build(
             config.trainer,
-            accelerator=accelerator,
+            **parts,
             callbacks=[*more, *callbacks],
             logger=loggers or False,
             plugins=[AtomicCheckpoints(), *instantiate(config.trainer.get("plugins") or [], _convert_="all")],
