@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from segdcn import UserError
 from segdcn.commands.compose import freely, plain
@@ -38,10 +38,13 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     Raises: UserError, one line: an option that cannot be followed, a checkpoint that cannot be used.
     """
     for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
-        if config[key] is not None and config[key] < lowest:
-            raise UserError(f"{key} must be at least {lowest}, got {config[key]}")
-    pixels = OmegaConf.to_container(config.pixels) if config.pixels is not None else []
-    if not isinstance(pixels, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pixels):
+        value = config[key]
+        if (value is None and key == "repeats") or (value is not None and not (_is_whole(value) and value >= lowest)):
+            raise UserError(f"{key} must be a whole number of at least {lowest}, got {value}")
+    pixels = plain(config)["pixels"] or []
+    if not isinstance(pixels, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_whole, pair)) for pair in pixels
+    ):
         raise UserError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
     checkpoint = Path(config.checkpoint)
     if not checkpoint.is_file():
@@ -49,7 +52,11 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     folder = Path(config.output_dir or _default_folder(config, checkpoint))
     make_folder(folder, "output_dir=DIR")
     with reporting(folder):
-        return _analyze(config, [(int(row), int(column)) for row, column in pixels], folder)
+        return _analyze(config, [(row, column) for row, column in pixels], folder)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[str, Any]:

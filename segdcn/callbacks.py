@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import signal
 import sys
 import threading
@@ -31,7 +32,7 @@ from segdcn.evaluation.figures import write_figures
 from segdcn.models import deformable_layers
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
 from segdcn.panels import central_pixels, comparison_panel, sampling_panel
-from segdcn.runs.folder import replacing, write_text
+from segdcn.runs.folder import is_passing, replacing, shown, write_text
 from segdcn.task import training_ends
 
 
@@ -248,9 +249,24 @@ class MetricsFile(_EpochFigures):
         self._rows: list[dict[str, str]] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.path.exists():
+        """Raises: UserError, one line, where the file of a run that is resumed is damaged."""
+        if not os.path.lexists(self.path):
+            return
+        try:
             with self.path.open(newline="", encoding="utf-8") as file:
-                self._rows = list(csv.DictReader(file))
+                reader = csv.DictReader(file, strict=True)
+                self._rows = list(reader)
+            if "epoch" not in (reader.fieldnames or ()) or any(
+                None in row or None in row.values() or int(row["epoch"]) < 0 for row in self._rows
+            ):
+                raise ValueError("a row is not whole")
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            if is_passing(error):
+                raise
+            raise UserError(
+                f"{shown(self.path)} is damaged ({type(error).__name__}): mend it, or delete it to begin a new one with"
+                " the epochs that follow"
+            ) from error
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

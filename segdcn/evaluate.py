@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segdcn import UserError
 from segdcn.commands.compose import build_evaluator, build_trainer, freely, plain, quiet_libraries
 from segdcn.commands.entry import console_script
+from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import is_first
 from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_json
@@ -24,6 +25,7 @@ def evaluate(config: DictConfig) -> float:
     from segdcn.runs.environment import environment
     from segdcn.task import SegmentationTask
 
+    check_kinds(OmegaConf.to_container(config, resolve=True))
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     given = {key: value for key, value in config.datamodule.items() if value is not None}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from segdcn import UserError
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import make_folder, run_folder_of, shown, write_bytes, write_json
+from segdcn.runs.folder import is_passing, make_folder, replacing, run_folder_of, shown, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +56,16 @@ def export(config: DictConfig) -> Path:
     else:
         content = exchange.program_bytes(predictor.network, metadata, config.deform)
         runtime, start = "torch", exchange.open_program
-    with _scratch_folder(target.parent) as scratch:
-        file, report = scratch / target.name, scratch / f"{target.name}.json"
-        write_bytes(file, content)
-        cases = exchange.compare(predictor.network, start(file), _batches(predictor, image))
+    report = target.with_name(f"{target.name}.json")
+    with _folder_of(target), replacing(target) as file:  # under its name it is seen when it was verified
+        file.write(content)
+        file.flush()
+        written = Path(file.name)
+        cases = exchange.compare(predictor.network, start(written), _batches(predictor, image))
         figures = _judge(cases, config.tolerance, runtime)
         about = {
             "file": target.name,
-            "file_sha256": file_hash(file),
+            "file_sha256": file_hash(written),
             "bytes": len(content),
             "checkpoint": str(checkpoint.path),
             "runtime": runtime,
@@ -77,8 +78,6 @@ def export(config: DictConfig) -> Path:
             "environment": environment(checkpoint.seed),
         }
         write_json(report, about)
-        report.replace(target.with_name(report.name))
-        file.replace(target)
     _show(cases, runtime, image_name)
     print(f"{shown(target)}  {len(content) / 1e6:.1f} MB, verified in {shown(target)}.json")
     return target
@@ -90,6 +89,9 @@ def _target(config: DictConfig, checkpoint: Path) -> Path:
         raise UserError(f"format must be onnx or torch, got {config.format!r}")
     if config.deform not in ("standard", "grid_sample"):
         raise UserError(f"deform must be standard or grid_sample, got {config.deform!r}")
+    for key, limit in config.tolerance.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+            raise UserError(f"tolerance.{key} must be a number of at least 0, got {limit!r}")
     suffix = SUFFIXES[config.format]
     if config.output is None:
         twin = "" if config.deform == "standard" else f"_{config.deform}"
@@ -133,6 +135,8 @@ def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
     try:
         sample = checkpoint.dataset().split("val")[0]
     except Exception as error:  # whatever a data set raises, whose files lie elsewhere
+        if is_passing(error):
+            raise
         raise UserError(
             f"the export is verified on a real image, and the run's data set is not at hand ({one_line(error)}):"
             " give an image with image=PATH"
@@ -187,13 +191,13 @@ def _show(cases: list[Agreement], runtime: str, image: str) -> None:
 
 
 @contextlib.contextmanager
-def _scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder within ``folder``, gone at the end; with it goes what was made for it and is still empty."""
+def _folder_of(target: Path) -> Iterator[None]:
+    """The folder that the file is written to; at the end what was made for it and is empty goes."""
+    folder = target.parent
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder, "output=FILE")
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
-            yield Path(scratch)
+        yield
     finally:
         for path in made:
             with contextlib.suppress(OSError):  # not empty

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from segdcn.commands.entry import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
-from segdcn.runs.folder import make_folder, shown, write_bytes
+from segdcn.runs.folder import make_folder, replacing, shown, write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -262,13 +262,13 @@ def _predict_video(
 
 
 @contextmanager
-def _alias(path: Path) -> Iterator[Path]:
-    """The file or folder under a name that OpenCV can open it by: it takes UTF-8 alone."""
-    if str(path) == printable(str(path)):
+def _alias(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """The file under a name that OpenCV can open it by, which takes UTF-8 alone; with a suffix that is given."""
+    if suffix is None and str(path) == printable(str(path)):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"link{path.suffix}")
+        link = Path(folder, f"link{path.suffix if suffix is None else suffix}")
         link.symlink_to(path.absolute())
         yield link
 
@@ -282,30 +282,23 @@ def _video(path: Path, rate: float) -> Iterator[Any]:
     import cv2
 
     writer: cv2.VideoWriter | None = None
-    partial = path.with_name(f".{printable(path.stem)}.{os.getpid()}.partial.mp4")
+    with ExitStack() as stack:
 
-    def write(frame: Any) -> None:
-        nonlocal writer
-        height, width = frame.shape[:2]
-        frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        if writer is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-            with _alias(path.parent) as folder:
-                writer = cv2.VideoWriter(str(folder / partial.name), fourcc, rate, (frame.shape[1], frame.shape[0]))
-            if not writer.isOpened():
-                raise UserError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        def write(frame: Any) -> None:
+            nonlocal writer
+            height, width = frame.shape[:2]
+            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+            if writer is None:
+                file = stack.enter_context(replacing(path))
+                fourcc = cv2.VideoWriter.fourcc(*"mp4v")
+                with _alias(Path(file.name), ".mp4") as plain:  # which tells OpenCV the format
+                    writer = cv2.VideoWriter(str(plain), fourcc, rate, (frame.shape[1], frame.shape[0]))
+                stack.callback(writer.release)  # before the file gets its name
+                if not writer.isOpened():
+                    raise UserError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
-    try:
         yield write
-        if writer is not None:
-            writer.release()
-            partial.replace(path)
-    finally:
-        if writer is not None:
-            writer.release()
-        partial.unlink(missing_ok=True)
 
 
 def _file(path: Path, config: DictConfig) -> str:

@@ -293,7 +293,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # 0 would be a GPU to it
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a name that is none; a device that is not there
         raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -110,11 +110,20 @@ class SegmentationTask(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.optimizer_factory is None or self.schedule_factory is None:
             raise UserError("a training needs an optimizer and a schedule: SegmentationTask was given none")
-        optimizer = self.optimizer_factory(parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult))
+        groups = parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult)
+        try:
+            optimizer = self.optimizer_factory(groups)
+        except (TypeError, ValueError) as error:  # a setting that it does not take
+            raise UserError(f"optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_mult"]
         steps = self.trainer.estimated_stepping_batches
-        schedule = self.schedule_factory(optimizer, total_steps=None if math.isinf(steps) else int(steps))
+        try:
+            schedule = self.schedule_factory(optimizer, total_steps=None if math.isinf(steps) else int(steps))
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"schedule: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # --- evaluation -------------------------------------------------------------------------------------------

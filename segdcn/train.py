@@ -26,6 +26,7 @@ from segdcn.commands.compose import (
     resumed,
 )
 from segdcn.commands.entry import console_script
+from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import die_with_parent, is_first, new_run_folder, restarted
 from segdcn.runs.folder import owned, reporting, run_folder_of, shown, typed, write_json, write_text
@@ -48,6 +49,7 @@ def train(config: DictConfig) -> float:
     run = Path(config.output_dir)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
         raise UserError(f"seed must be a number from 0 to {2**32 - 1}, got {config.seed}")
+    check_kinds(OmegaConf.to_container(config, resolve=True))
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
@@ -216,11 +218,8 @@ def _in_run_folder(config: DictConfig) -> Iterator[None]:
         if first:
             stack.enter_context(owned(folder))
         again = bool(config.resume) or restarted()
-        if first and not again and (folder / "config.yaml").exists():
-            raise UserError(
-                f"{shown(folder)} holds a run already: continue it with resume={shown(folder)} or choose another"
-                " output_dir"
-            )
+        if first and not again:
+            _check_new(folder)
         if restarted() and not config.resume and (folder / last).exists():  # the same command again: it goes on
             config.resume = str(folder / last)
         with flag_override(cast(DictConfig, hydra), ["readonly", "struct"], False):
@@ -228,6 +227,19 @@ def _in_run_folder(config: DictConfig) -> Iterator[None]:
         config.output_dir = str(folder)
         with reporting(folder, first):
             yield
+
+
+def _check_new(folder: Path) -> None:
+    """That no run finished anything in the folder; one that was killed before it did is begun anew."""
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        raise UserError(
+            f"{shown(folder)} holds a run already: continue it with resume={shown(folder)} or choose another output_dir"
+        )
+    if any(folder.glob("checkpoints/*.ckpt")) or any(folder.glob("metrics.*")):
+        raise UserError(
+            f"{shown(folder)} holds a run already, without a checkpoints/last.ckpt to continue it from: choose another"
+            " output_dir, or delete that folder"
+        )
 
 
 def _for_a_resume(overrides: list[str]) -> list[str]:

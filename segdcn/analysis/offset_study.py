@@ -99,10 +99,18 @@ def check_objects(
     class_names: Sequence[str], object_classes: Sequence[str], object_sizes: Sequence[float] | None
 ) -> None:
     """Raises: UserError for unknown classes, and sizes that do not grow."""
+    if isinstance(object_classes, str) or not isinstance(object_classes, Sequence):
+        raise UserError(f"objects must be a list of classes, such as [car,bus], got {object_classes}")
     unknown = [name for name in object_classes if name not in class_names]
     if unknown:
         raise UserError(f"objects: there is no class {unknown[0]!r}, only {', '.join(class_names)}")
-    if object_sizes is not None and (len(object_sizes) != 2 or not 0 < object_sizes[0] <= object_sizes[1]):
+    if object_sizes is not None and (
+        isinstance(object_sizes, str)
+        or not isinstance(object_sizes, Sequence)
+        or len(object_sizes) != 2
+        or not all(isinstance(side, int | float) for side in object_sizes)
+        or not 0 < object_sizes[0] <= object_sizes[1]
+    ):
         raise UserError(f"object_sizes must be two sides in pixels that grow, such as [96,224], got {object_sizes}")
 
 

@@ -34,10 +34,14 @@ def _readable(argument: str, parser: OverridesParser, several: bool) -> str:
     except HydraException as error:
         problem = str(error).splitlines()[0]
     key, _, value = split_override(argument)
+    if not key.strip("~"):
+        raise UserError(f"{argument} names no setting: give KEY=VALUE")
     if value == "null" and (Path(CONFIG_PATH) / key).is_dir():  # a group, which Hydra takes out in another way
         return f"~{key}"
     # in a sweep a comma parts the values of two jobs
     if parsed is not None and (several or not parsed.is_sweep_override()):
+        if is_path(key) and isinstance(parsed.value(), int | float):  # the name of a file or folder, as it was typed
+            return argument[: len(argument) - len(value)] + quoted(value)
         return argument
     if is_path(key) and not value.startswith(("'", '"')):
         return argument[: len(argument) - len(value)] + quoted(value)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from segdcn import UserError
 from segdcn.commands.errors import is_misconfiguration
-from segdcn.runs.folder import find_checkpoint
+from segdcn.runs.folder import find_checkpoint, is_passing
 from segdcn.runs.overrides import is_of_the_place, split_override
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -132,6 +132,9 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
     from segdcn.callbacks import AtomicCheckpoints
     from segdcn.data.datamodule import check_world_size
 
+    for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+        if config.trainer.get(key) is not None and config.trainer[key] < 1:
+            raise UserError(f"trainer.{key} must be at least 1, got {config.trainer[key]}")
     parts: dict[str, Any] = {"accelerator": usable_accelerator(config.trainer.accelerator)}
     callbacks, loggers = (
         [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
@@ -182,7 +185,11 @@ def _build(config: DictConfig, **parts: Any) -> Any:
     """The config's ``_target_`` with parts that are objects already, which Hydra would copy into a config."""
     try:
         return instantiate(config, _partial_=True, _convert_="all")(**parts)
-    except TypeError as error:  # a key that the target does not know, as Hydra reports it elsewhere
+    except UserError:
+        raise
+    except Exception as error:  # a key that the target does not know, or a value, as Hydra reports it elsewhere
+        if is_passing(error):
+            raise
         raise UserError(f"{config._target_}: {error}") from error
 
 

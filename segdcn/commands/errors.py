@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from segdcn import UserError
 from segdcn.drawing.decoration import one_line
+from segdcn.runs.folder import is_passing
 
 FAILED = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 _NO_SHARED_MEMORY = ("shared memory", "bus error")
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 
 
 @contextmanager
@@ -43,14 +48,22 @@ def explain(error: Exception) -> tuple[str, int] | None:
     message = _of_worker(cause)
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} must be given: add {cause.full_key}=VALUE to the command", FAILED
-    if isinstance(cause, UserError | HydraException | OmegaConfBaseException) or is_misconfiguration(cause):
+    if isinstance(cause, HydraException) and isinstance(cause.__cause__, OmegaConfBaseException):
+        return f"{message} ({str(cause.__cause__).splitlines()[0]})", FAILED
+    if isinstance(cause, UserError | HydraException | OmegaConfBaseException | YAMLError) or is_misconfiguration(cause):
         return message, FAILED
-    if isinstance(error, InstantiationException) and isinstance(cause, ValueError | TypeError | ImportError):
-        return message, FAILED  # a setting that its class does not take
+    if isinstance(error, InstantiationException) and not is_passing(cause):
+        return f"{_key_of(error)}{message}", FAILED  # a setting that its class does not take
     if isinstance(cause, RuntimeError | OSError) and any(words in str(cause).lower() for words in _NO_SHARED_MEMORY):
         return (
             "the loading workers have no shared memory left (/dev/shm): start the container with more, such as"
             f" --shm-size=8g, or set datamodule.num_workers=0 ({message})",
+            FAILED,
+        )
+    if isinstance(cause, MemoryError) or any(words in str(cause).lower() for words in _NO_MEMORY):
+        return (
+            "the memory does not suffice: take a smaller datamodule.batch_size or crop_size, or a smaller network"
+            f" ({message})",
             FAILED,
         )
     if lost_process(cause):
@@ -77,6 +90,12 @@ def lost_process(error: BaseException) -> bool:
     """Whether torch.distributed failed because a process is not there (any more); gloo has no class of its own."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return "DistError" in kinds or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
+def _key_of(error: InstantiationException) -> str:
+    """The key of what could not be built, as the beginning of a line; empty where Hydra does not tell it."""
+    found = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+    return f"{found[1]}: " if found else ""
 
 
 def _of_worker(error: BaseException) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from segdcn.commands.compose import build_dataset
 from segdcn.commands.entry import console_script
+from segdcn.commands.kinds import check_kinds
 
 USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (the same as python -m segdcn.data check ...)
 
@@ -23,9 +24,11 @@ def check(config: DictConfig) -> None:
     from segdcn.data.check import notes, problems, read_splits, tables
 
     console = Console(soft_wrap=True)
+    check_kinds(OmegaConf.to_container(config))
     dataset = build_dataset(config)
     workers = (os.cpu_count() or 1) if config.workers is None else config.workers
-    reports = read_splits(dataset, workers, Console(stderr=True))
+    # the bar is for a person who waits: a log file gets none
+    reports = read_splits(dataset, workers, Console(stderr=True, quiet=not sys.stderr.isatty()))
     for table in tables(reports, dataset.class_names):
         console.print(table)
     for note in notes(reports, dataset.class_names):

@@ -232,6 +232,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             )
         if batch_size < 1 or eval_batch_size < 1:
             raise UserError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size} (evaluation)")
+        if num_workers < 0:
+            raise UserError(f"num_workers must be at least 0, got {num_workers}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size

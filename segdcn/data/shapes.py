@@ -44,6 +44,11 @@ class Shapes:
     )
 
     def __init__(self, train_images: int = 1600, val_images: int = 400, test_images: int = 400, seed: int = 0) -> None:
+        if min(train_images, val_images, test_images, seed) < 0:
+            raise UserError(
+                "train_images, val_images, test_images and seed must be at least 0, got"
+                f" {train_images}, {val_images}, {test_images} and {seed}"
+            )
         self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
         self.seed = seed
         self._samples: dict[str, list[Sample]] = {}

@@ -41,7 +41,11 @@ class Inference:
     stride: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scales, Sequence) or not self.scales or min(self.scales) <= 0:
+        if (
+            not isinstance(self.scales, list | tuple)
+            or not self.scales
+            or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in self.scales)
+        ):
             raise UserError(f"inference.scales must be a list of positive factors of the image size, got {self.scales}")
         if self.window is None:
             if self.stride is not None:

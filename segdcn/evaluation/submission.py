@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from segdcn.runs.folder import replacing
+
 
 class VocSubmission:
     """FOLDER/results/VOC2012/Segmentation/comp6_<split>_cls/NAME.png: palette PNGs whose indices are the classes.
@@ -51,8 +53,5 @@ class CityscapesSubmission:
 
 def _save(picture: Image.Image, path: Path) -> None:
     """Whole or not at all: a server refuses a folder with half a file, long after the process was killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # not *.png, which a reader of the folder would take for a prediction
-    partial = path.with_name(f".{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with replacing(path) as file:
+        picture.save(file, format="PNG")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from segdcn import MissingFileError, UserError
+from segdcn.runs.folder import is_passing
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +77,33 @@ def _file_in_mobilenet_wheel() -> Path | None:
     return None
 
 
+class DamagedFileError(ValueError):
+    """A file that is not what ``torch.save`` wrote; the message says what is wrong in a few words."""
+
+
+def read_saved(file: Path) -> Any:
+    """What a .safetensors file holds, or one that ``torch.save`` wrote: plain values, and tensors on the CPU.
+
+    Raises: DamagedFileError; OSError for a disk that fails at the moment.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        if zipfile.is_zipfile(file):  # whose checksums torch does not look at
+            with zipfile.ZipFile(file) as archive:
+                if wrong := archive.testzip():
+                    raise zipfile.BadZipFile(f"the checksum of {wrong} is wrong")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a damaged file happen to mean
+        if is_passing(error):
+            raise
+        if isinstance(error, pickle.UnpicklingError):  # of which torch says how to load it all the same
+            raise DamagedFileError(type(error).__name__) from error
+        raise DamagedFileError(_first_line(error).partition(". ")[0]) from error
+
+
 @dataclass(frozen=True)
 class Weights:
     """Tensors by name, and what they are from, for messages."""
@@ -103,14 +133,9 @@ def read_weights(file: str | Path) -> Weights:
     if not file.is_file():
         raise MissingFileError(f"weights file {file} does not exist; set model.weights to imagenet, a file or null")
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
-        raise UserError(f"weights file {file} is damaged or not a state dict ({_first_line(error)})") from error
+        state = read_saved(file)
+    except DamagedFileError as error:
+        raise UserError(f"weights file {file} is damaged or not a state dict ({error})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         ours, state = "segdcn" in state, state["state_dict"]
         if ours:

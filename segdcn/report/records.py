@@ -15,7 +15,7 @@ import yaml
 from segdcn import MissingFileError, UserError
 from segdcn.evaluation.counts import COUNTS_FILE, Counts, read_counts
 from segdcn.runs.checkpoint import file_hash
-from segdcn.runs.folder import shown, typed
+from segdcn.runs.folder import is_passing, shown, typed
 from segdcn.sweep.plan import read_object
 
 
@@ -147,6 +147,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
+        if is_passing(error):
+            raise
         raise UserError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
     return config if isinstance(config, dict) else {}
 
@@ -158,7 +160,9 @@ def _read_epochs(path: Path) -> dict[str, list[float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error):
+    except (OSError, ValueError, csv.Error) as error:
+        if is_passing(error):
+            raise
         return {}
     return {key: [_number(row.get(key)) for row in rows] for key in (rows[0] if rows else {}) if key}
 

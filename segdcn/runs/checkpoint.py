@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from segdcn import MissingFileError, UserError
-from segdcn.runs.folder import is_lasting, run_folder_of, typed
+from segdcn.runs.folder import is_passing, run_folder_of, typed
 
 GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
@@ -140,14 +140,14 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     """
     if not path.is_file():
         raise MissingFileError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
+    from segdcn.models.weights import DamagedFileError, read_saved
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds: zip, pickle, EOF, runtime
-        if isinstance(error, OSError) and error.errno is not None and not is_lasting(error):
-            raise
+        content = read_saved(path)
+    except DamagedFileError as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is damaged, truncated or no checkpoint"
-            f" ({type(error).__name__}){_another(path)}"
+            f" ({error}){_another(path)}"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
         raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
@@ -155,17 +155,35 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     try:
         return Checkpoint(
             path,
-            about["config"],
-            {group: about["groups"][group] for group in GROUPS},
-            about["class_names"],
-            about["palette"],
-            content["state_dict"],
+            _of_texts(about["config"], "config"),
+            {group: _of_texts(about["groups"][group], group) for group in GROUPS},
+            _listed(about["class_names"], str, "class_names"),
+            _listed(about["palette"], list, "palette"),
+            _of_tensors(content["state_dict"]),
             trust,
         )
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} lacks a part of the description of its run ({error}): it was written by another version of segdcn"
         ) from error
+
+
+def _of_texts(values: Any, name: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise TypeError(f"{name} is no mapping")
+    return dict(values)
+
+
+def _of_tensors(values: Any) -> dict[str, Tensor]:
+    if not all(isinstance(value, Tensor) for value in _of_texts(values, "state_dict").values()):
+        raise TypeError("state_dict holds more than tensors")
+    return dict(values)
+
+
+def _listed(values: Any, kind: type, name: str) -> list[Any]:
+    if not isinstance(values, list | tuple) or not values or not all(isinstance(value, kind) for value in values):
+        raise TypeError(f"{name} is no list of {kind.__name__}")
+    return list(values)
 
 
 def _another(path: Path) -> str:
@@ -221,7 +239,9 @@ def build(settings: Any, source: Path, **more: Any) -> Any:
             return target(*arguments, **values, **more)
         except UserError:
             raise
-        except (TypeError, ValueError) as error:  # a setting that this version does not know, or its class refuses
+        except Exception as error:  # a setting that this version does not know, or its class refuses
+            if is_passing(error):
+                raise
             raise UserError(f"{source} describes a {name} that cannot be built here: {error}") from error
     if isinstance(settings, list | tuple):
         return [build(value, source) for value in settings]
@@ -234,14 +254,14 @@ def _is_special(key: Any) -> bool:
 
 def _located(name: str, source: Path) -> Any:
     try:
-        return _find(name)
+        return find(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"{source} names {name}, which cannot be found here ({error}): is the folder of its module on PYTHONPATH?"
         ) from error
 
 
-def _find(name: str) -> Any:
+def find(name: str) -> Any:
     """The object of a dotted name; ImportError or AttributeError where there is none."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
@@ -291,7 +311,7 @@ def _is_known(target: str) -> bool:
     if target.partition(".")[0] not in ("segdcn", "torch", "torchvision", "pytorch_lightning"):
         return False
     try:
-        found = _find(target)
+        found = find(target)
     except Exception:  # whatever an import raises
         return False
     own = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -37,6 +38,7 @@ _LASTING = {
     errno.EEXIST,
     errno.ENAMETOOLONG,
     errno.ELOOP,
+    errno.EINVAL,  # of a place within a file that its own, damaged bytes name
 }
 _STARTED = time.time()
 
@@ -48,18 +50,57 @@ _STARTED = time.time()
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes ``path``'s place when it is whole and on the disk; on an error nothing is changed.
 
-    It is written beside ``path``: a rename within one folder is atomic, a copy from another file system is not.
+    It is written beside ``path``, as its ``name``: a rename within one folder is atomic, a copy from another file
+    system is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
+    with _open_partial(path) as file:
+        partial = Path(file.name)
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+            if sys.platform == "win32":  # where an open file cannot be renamed
+                file.close()
+            partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+        except BaseException:
+            if sys.platform == "win32":
+                file.close()
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _open_partial(path: Path) -> IO[bytes]:
+    """A hidden file beside ``path``, empty and locked; what a killed process left is used again.
+
+    So there are never more of them than processes that write ``path`` at once.
+    """
+    for number in itertools.count():
+        partial = path.with_name(f".{path.name}.{number}.partial")
+        try:
+            file = open(partial, "wb", opener=_open_uncut)  # noqa: SIM115  (returned open)
+        except PermissionError:
+            if not partial.exists():
+                raise
+            continue  # another user's
+        try:
+            if _try_to_lock(file.fileno()) and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                file.truncate()
+                return file
+        except FileNotFoundError:  # its writer has just given it its name
+            pass
+        except OSError as error:
+            file.close()
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            partial.unlink(missing_ok=True)  # a file system without locks: a name of this process alone
+            return path.with_name(f".{path.name}.{os.getpid()}.partial").open("wb")
+        file.close()
+    raise AssertionError  # itertools.count has no end
+
+
+def _open_uncut(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -91,8 +132,16 @@ def typed(path: str | Path, key: str = "") -> str:
 
 
 def is_lasting(error: OSError) -> bool:
-    """Whether a path is missing, forbidden or none at all; else a disk or a network fails at the moment."""
-    return error.errno in _LASTING
+    """Whether a path is missing, forbidden or none at all, or a file damaged: another moment it would be the same.
+
+    Without a number it is not the system's error but one that a reader makes of what a file holds.
+    """
+    return error.errno in _LASTING or (error.errno is None and not isinstance(error, ConnectionError | TimeoutError))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a disk or a network fails at the moment, whatever was to be read: no reason to call a file damaged."""
+    return isinstance(error, OSError) and not is_lasting(error)
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -256,6 +305,10 @@ def find_checkpoint(path: str | Path) -> Path:
     last = path / "checkpoints" / "last.ckpt"
     if last.is_file():
         return last
+    if (best := last.with_name("best.ckpt")).is_file():
+        raise MissingFileError(f"{path} holds no checkpoints/last.ckpt: resume={shown(best)} goes on from its best one")
     if path.is_dir():
-        raise MissingFileError(f"{path} holds no checkpoints/last.ckpt: the run ended before its first checkpoint")
+        raise MissingFileError(
+            f"{path} holds no checkpoints/last.ckpt: the run ended before its first checkpoint, start it again"
+        )
     raise MissingFileError(f"no checkpoint or run folder at {path}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segdcn import UserError
-from segdcn.runs.folder import shown, write_json
+from segdcn.runs.folder import is_passing, shown, write_json
 from segdcn.runs.overrides import is_of_the_place, split_override
 
 Setting = tuple[str, ...]
@@ -203,6 +203,8 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
+        if is_passing(error):
+            raise
         raise UserError(
             f"{shown(path)} cannot be read: it is damaged or truncated ({type(error).__name__}); {remedy}"
         ) from error

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segdcn import UserError
-from segdcn.runs.folder import shown, typed
+from segdcn.runs.folder import is_passing, shown, typed
 from segdcn.sweep.plan import Job, Sweep, read_object
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
@@ -114,6 +114,8 @@ def _paper(path: Path) -> float | None:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
+        if is_passing(error):
+            raise
         raise UserError(f"{shown(path)} cannot be read: it is damaged ({type(error).__name__})") from error
     percent = config.get("paper_miou") if isinstance(config, dict) else None
     if percent is None:
