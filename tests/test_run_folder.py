@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from runs import BARE, call, one_line, process
 
 from segdcn import MissingFileError, UserError, train
 from segdcn.callbacks import AtomicCheckpoints
+from segdcn.commands.errors import TRY_AGAIN
 from segdcn.runs.environment import environment
 from segdcn.runs.folder import (
     INHERITED_LOCK,
@@ -35,16 +38,22 @@ from segdcn.runs.folder import (
 )
 
 
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """As on a disk that is full after so many bytes of a file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     write_text(file, "old\n" * 10)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_text(file, "new\n" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with full_disk(1000), pytest.raises(OSError, match=r"File too large: .*metrics\.csv"):
+        write_text(file, "new\n" * 1000)
     assert file.read_text() == "old\n" * 10
     assert list(tmp_path.iterdir()) == [file]
 
@@ -61,6 +70,15 @@ def test_file_that_cannot_be_replaced_stays_whole(tmp_path: Path, monkeypatch: p
         write_text(file, "new")
     assert file.read_text() == "old"
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_full_disk_is_a_fault_of_the_moment_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(100_000):
+        assert call(train.main, *BARE, "trainer.max_epochs=1", f"output_dir={tmp_path}") == TRY_AGAIN
+    assert f"{tmp_path}/checkpoints/best.ckpt: File too large" in one_line(capsys.readouterr().err)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 class _Unsaved:

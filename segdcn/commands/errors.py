@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from segdcn import UserError
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import is_passing
+from segdcn.runs.folder import is_passing, shown
 
 FAILED = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -70,7 +70,8 @@ def explain(error: Exception) -> tuple[str, int] | None:
         line = f"another process of this run has ended or cannot be reached: see what it said ({message})"
         return line, TRY_AGAIN
     if isinstance(cause, OSError):
-        return message, TRY_AGAIN
+        where = f"{shown(os.fsdecode(cause.filename))}: " if isinstance(cause.filename, str | bytes) else ""
+        return f"{where}{cause.strerror or message}; when that is mended, give the command again", TRY_AGAIN
     return None
 
 

@@ -54,20 +54,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     system is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _open_partial(path) as file:
-        partial = Path(file.name)
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if sys.platform == "win32":  # where an open file cannot be renamed
-                file.close()
-            partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
-        except BaseException:
-            if sys.platform == "win32":
-                file.close()
-            partial.unlink(missing_ok=True)
-            raise
+    file = _open_partial(path)
+    partial = Path(file.name)
+    try:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if sys.platform == "win32":  # where an open file cannot be renamed
+            file.close()
+        partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+    except BaseException as error:
+        _throw_away(file, partial)
+        # torch.save raises an error of its own where the disk is full
+        for one in (error, error.__context__):
+            if isinstance(one, OSError) and one.errno is not None and one.filename is None:
+                raise OSError(one.errno, os.strerror(one.errno), str(path)) from error
+        raise
+    finally:
+        file.close()
+
+
+def _throw_away(file: IO[bytes], partial: Path) -> None:
+    with contextlib.suppress(OSError):  # what is not written yet does not fit either
+        if sys.platform == "win32":
+            file.close()
+    partial.unlink(missing_ok=True)  # elsewhere before another process can lock it
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _open_partial(path: Path) -> IO[bytes]:
