@@ -71,7 +71,7 @@ class Ended:
     @property
     def problem(self) -> str:
         """What is wrong with its end; empty for success, and for one line that says why there is none."""
-        lines = [line for line in self.err.splitlines() if line.strip()]
+        lines = [line for line in self.err.splitlines() if line.strip() and "━" not in line]  # a bar of progress
         if self.status is None:
             return f"no end within {TIMEOUT:.0f} s"
         if "Traceback (most recent call last)" in self.out + self.err:

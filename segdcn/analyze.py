@@ -40,7 +40,7 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     for key, lowest in (("images", 0), ("pictures", 0), ("repeats", 1)):
         value = config[key]
         if (value is None and key == "repeats") or (value is not None and not (_is_whole(value) and value >= lowest)):
-            raise UserError(f"{key} must be a whole number of at least {lowest}, got {value}")
+            raise UserError(f"{key} must be at least {lowest} and a whole number, got {value}")
     pixels = plain(config)["pixels"] or []
     if not isinstance(pixels, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(map(_is_whole, pair)) for pair in pixels

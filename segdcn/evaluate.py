@@ -25,7 +25,8 @@ def evaluate(config: DictConfig) -> float:
     from segdcn.runs.environment import environment
     from segdcn.task import SegmentationTask
 
-    check_kinds(OmegaConf.to_container(config, resolve=True))
+    for group in ("trainer", "callbacks"):
+        check_kinds(OmegaConf.to_container(config[group] or {}, resolve=True), group)
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     given = {key: value for key, value in config.datamodule.items() if value is not None}

@@ -220,7 +220,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     Raises: UserError for an override that a resumed run cannot follow, and for targets that are not trusted.
     """
-    from segdcn.runs.checkpoint import check_targets, read_checkpoint
+    from segdcn.runs.checkpoint import GROUPS, check_targets, read_checkpoint
 
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
@@ -228,6 +228,9 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
         built = {group: values for group, values in checkpoint.config.items() if group != "launcher"}
         check_targets(built, "config", path)
     saved = OmegaConf.create(dict(checkpoint.config))
+    for group in (*GROUPS, "task", "optimizer", "schedule", "trainer", "callbacks", "logger"):
+        if not (saved.get(group) is None or OmegaConf.is_dict(saved[group])):
+            raise UserError(f"{path} cannot be continued: {group} in the config of its run is no mapping of settings")
     OmegaConf.set_struct(saved, True)
     parser = OverridesParser.create()
     for override in overrides:

@@ -27,8 +27,7 @@ def check(config: DictConfig) -> None:
     check_kinds(OmegaConf.to_container(config))
     dataset = build_dataset(config)
     workers = (os.cpu_count() or 1) if config.workers is None else config.workers
-    # the bar is for a person who waits: a log file gets none
-    reports = read_splits(dataset, workers, Console(stderr=True, quiet=not sys.stderr.isatty()))
+    reports = read_splits(dataset, workers, Console(stderr=True))
     for table in tables(reports, dataset.class_names):
         console.print(table)
     for note in notes(reports, dataset.class_names):

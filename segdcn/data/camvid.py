@@ -68,7 +68,7 @@ class CamVid:
         if name not in self.splits:
             raise UserError(f"CamVid in {self.root} has no split {name!r}, only {', '.join(self.splits)}")
         image_list = self.root / f"{name}.txt"
-        if image_list.is_file():
+        if image_list.exists() or image_list.is_symlink():  # one that leads nowhere is told
             pairs = self._read_list(image_list)
         else:
             pairs = [self._pair(name, stem, f"{name}annot", "its mask") for stem in self._stems(f"{name}annot")]

@@ -47,6 +47,8 @@ class Inference:
             or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in self.scales)
         ):
             raise UserError(f"inference.scales must be a list of positive factors of the image size, got {self.scales}")
+        if not isinstance(self.flip, bool):
+            raise UserError(f"inference.flip must be true or false, got {self.flip}")
         if self.window is None:
             if self.stride is not None:
                 raise UserError("inference.stride needs inference.window=[HEIGHT,WIDTH]")
