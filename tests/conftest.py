@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before torch is imported, here and in the processes that tests start: on tensors this small threads mostly wait for
 # each other, and on a busy machine they wait long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from runs import SMALL, process
+
+settings.register_profile("segdcn", deadline=None)  # how long an example takes is the machine's matter
+settings.load_profile("segdcn")
 
 
 @dataclass(frozen=True)

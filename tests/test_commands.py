@@ -14,7 +14,7 @@ from runs import compose
 from segdcn.commands.compose import CONFIG_PATH
 
 ROOT, CONF = Path(__file__).parents[1], Path(CONFIG_PATH)
-TEXTS = [*CONF.rglob("*.yaml"), ROOT / "README.md", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+TEXTS = [*CONF.rglob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 COMMANDS = sorted({command for path in TEXTS for command in commands_in(path.read_text(encoding="utf-8"))})
 
 

@@ -35,7 +35,7 @@ def test_loss_by_the_definition() -> None:
     assert SegmentationLoss()(logits, label).item() == pytest.approx(total / count, rel=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 1000),
     weights=st.sampled_from([None, WEIGHTS]),

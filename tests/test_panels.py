@@ -174,7 +174,7 @@ def test_images_of_any_shape_stay_within_bounds(height: int, width: int) -> None
 
 
 @pytest.mark.filterwarnings("ignore:no font on this machine")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(names=st.lists(st.text(max_size=200), min_size=3, max_size=3), title=st.text(max_size=200))
 def test_any_name_and_title_can_be_drawn(names: list[str], title: str) -> None:
     image, label, prediction = shown()

@@ -1,24 +1,18 @@
-"""Every path, command, experiment and key that the README names exists."""
+"""Every path, experiment and key that the README names exists; tests/test_commands.py composes its commands."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
 from importlib import import_module
-from importlib.metadata import entry_points, metadata
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from runs import compose
 
-from segdcn.benchmark import parse_arguments
 from segdcn.commands.compose import CONFIG_PATH
-from segdcn.report.__main__ import parse_arguments as parse_report_arguments
-from segdcn.sweep.__main__ import parse_arguments as parse_sweep_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -27,55 +21,12 @@ INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MU
 GROUPS = {path.name for path in Path(CONFIG_PATH).iterdir() if path.is_dir()} - {"hydra"}
 
 
-def commands() -> list[str]:
-    """Commands of ours, from blocks and from the text, continued lines joined."""
-    lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.replace("\\\n", " ").splitlines()]
-    parts = [part.strip() for line in [*lines, *INLINE] for part in line.split("&&")]
-    return sorted({part for part in parts if part.startswith("segdcn-")})
-
-
 def default_config() -> DictConfig:
     return compose("train", "name=test", "output_dir=x")
 
 
 def test_the_readme_was_read() -> None:
-    assert "segdcn-train" in commands()
-    assert len(commands()) >= 4
     assert len(INLINE) > 20
-
-
-@pytest.mark.parametrize("command", commands())
-def test_command_exists_and_composes(command: str) -> None:
-    program, *arguments = shlex.split(command, comments=True)
-    if "--config-dir" in arguments:  # a user's own config: tests/data/test_own_dataset.py runs it
-        return
-    assert program in {script.name for script in entry_points(group="console_scripts")}
-    if program == "segdcn-benchmark":
-        parse_arguments(arguments)
-        return
-    if program == "segdcn-report":
-        parse_report_arguments(arguments)
-        return
-    if program == "segdcn-sweep":
-        parse_sweep_arguments(arguments)
-        return
-    if arguments[:1] == ["-m"]:
-        overrides = OverridesParser.create().parse_overrides(arguments[1:])
-        for job in BasicSweeper.split_arguments(overrides, None)[0]:
-            compose("train", "name=test", *job)
-        return
-    if any(argument.startswith("-") for argument in arguments):
-        assert set(arguments) <= {"--help"}
-        return
-    if program == "segdcn-data":
-        assert arguments.pop(0) == "check"
-        compose("check", *arguments)
-    elif program in ("segdcn-predict", "segdcn-export", "segdcn-analyze"):
-        compose(program.removeprefix("segdcn-"), *arguments)
-    elif program == "segdcn-train":
-        compose("train", "name=test", *arguments)
-    else:
-        compose("evaluate", *arguments)
 
 
 def test_experiments_exist() -> None:

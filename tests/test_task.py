@@ -65,7 +65,7 @@ def learning_rates(schedule: Callable[..., LRScheduler], steps: int, **options: 
     return [*rates, tuple(group["lr"] for group in optimizer.param_groups)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.integers(1, 30), power=st.floats(0.5, 2))
 def test_poly(steps: int, power: float) -> None:
     for step, rates in enumerate(learning_rates(poly, steps, power=power)):
@@ -79,7 +79,7 @@ def test_poly_warms_up() -> None:
     assert rates[4:] == pytest.approx([1 - step / 20 for step in range(4, 21)])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.integers(10, 60), share=st.floats(0.2, 0.6))
 def test_one_cycle_is_the_curve_of_torch(steps: int, share: float) -> None:
     def of_torch(optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:

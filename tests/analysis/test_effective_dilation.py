@@ -17,7 +17,7 @@ def call_of(layer: DeformConv2d, size: tuple[int, int] = (9, 11)) -> LayerCall:
     return call
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)).filter(lambda k: k != (1, 1)),
     dilation=st.integers(1, 5),

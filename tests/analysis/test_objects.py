@@ -47,7 +47,7 @@ def test_instance_maps_tell_objects_apart() -> None:
 coordinates = st.tuples(st.integers(0, 11), st.integers(0, 11), st.integers(1, 12), st.integers(1, 12))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(boxes=st.lists(coordinates, max_size=6), cells=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_the_smallest_box_under_a_centre_wins(boxes: list[tuple[int, int, int, int]], cells: tuple[int, int]) -> None:
     array = np.array([(y, x, y + h, x + w) for y, x, h, w in boxes], np.int64).reshape(-1, 4)

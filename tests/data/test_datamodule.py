@@ -51,7 +51,7 @@ def module(**settings: Any) -> SegmentationDataModule:
 # The order
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(1, 40), batch=st.integers(1, 6), world=st.integers(1, 4), epoch=st.integers(0, 3))
 def test_processes_share_out_one_permutation(size: int, batch: int, world: int, epoch: int) -> None:
     if size < batch * world:
@@ -72,7 +72,7 @@ def test_processes_share_out_one_permutation(size: int, batch: int, world: int, 
         assert {key for batches in ranks for key in batches[step]} == set(single[step])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(4, 30), batch=st.integers(1, 4), start=st.integers(0, 50))
 def test_order_continues_at_any_position(size: int, batch: int, start: int) -> None:
     steps = size // batch
@@ -94,7 +94,7 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
     assert len({tuple(o) for o in orders}) == 9
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(1, 30), world=st.integers(1, 8))
 def test_evaluation_counts_each_image_once(size: int, world: int) -> None:
     ranks = [list(EvaluationOrder(size, rank, world)) for rank in range(world)]

@@ -34,7 +34,7 @@ def palette(colours: int, grey: bool) -> list[list[int]]:
     return np.random.default_rng(colours).integers(0, 256, (colours, 3)).tolist()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     size=SIZES,
     bits=st.sampled_from([1, 2, 4, 8, 16]),
@@ -57,7 +57,7 @@ def test_a_png_mask_is_its_stored_numbers(
     np.testing.assert_array_equal(numbers(data), stored)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     size=SIZES,
     bits=st.sampled_from([1, 2, 4, 8, 16]),
@@ -100,7 +100,7 @@ def test_16_bit_colours_are_scaled_to_8_bit(write: object) -> None:
     assert image[0, 0].tolist() == [255, 255, 255]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=SIZES,
     bits=st.integers(8, 16),
@@ -266,7 +266,7 @@ def test_masks_of_other_formats_are_their_numbers_or_refused(tmp_path: Path, ima
 # The fast decoder: the same pixels and the same refusals as Pillow
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     h=st.integers(1, 40),
     w=st.integers(1, 40),
@@ -299,7 +299,7 @@ def test_cmyk_jpeg_keeps_pillows_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), np.asarray(image.convert("RGB")))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(suffix=st.sampled_from(["png", "jpg"]), cut=st.floats(0, 1, exclude_max=True))
 def test_file_cut_anywhere_is_refused_or_whole(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, cut: float

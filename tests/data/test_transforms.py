@@ -36,7 +36,7 @@ sizes = st.integers(20, 90)
 crops = st.integers(32, 80)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(h=sizes, w=sizes, crop_h=crops, crop_w=crops, seed=st.integers(0, 2**64 - 1))
 def test_shape_dtype_alignment_and_padding(h: int, w: int, crop_h: int, crop_w: int, seed: int) -> None:
     image, label = blocks(h, w)

@@ -88,7 +88,7 @@ def test_train_aug_is_the_union_without_val_and_vocs_masks_win(root: Path, sbd: 
 names = st.lists(st.sampled_from([f"2008_{i:06d}" for i in range(12)]), unique=True, max_size=8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(train=names, val=names, sbd_train=names, sbd_val=names)
 def test_merge_is_set_arithmetic(
     tmp_path_factory: pytest.TempPathFactory, train: list[str], val: list[str], sbd_train: list[str], sbd_val: list[str]

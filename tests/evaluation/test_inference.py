@@ -47,7 +47,7 @@ def lopsided(image: Tensor) -> Tensor:
 
 
 @given(size=sizes, sliding=windows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_leave_a_pixelwise_network_as_it_is(
     size: tuple[int, int], sliding: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:
@@ -56,7 +56,7 @@ def test_windows_leave_a_pixelwise_network_as_it_is(
 
 
 @given(size=sizes, sliding=windows())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_are_averaged_with_the_right_counts(
     size: tuple[int, int], sliding: tuple[tuple[int, int], tuple[int, int]]
 ) -> None:

@@ -64,7 +64,7 @@ def measured(num_classes: int, *pairs: tuple[Tensor, Tensor]) -> SegmentationMet
     return metrics
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batches())
 def test_metrics_equal_counting_pixel_by_pixel(batch: tuple[int, Tensor, Tensor]) -> None:
     num_classes, prediction, label = batch
@@ -77,7 +77,7 @@ def test_metrics_equal_counting_pixel_by_pixel(batch: tuple[int, Tensor, Tensor]
         torch.testing.assert_close(result[name], torch.tensor(value, dtype=torch.float64), equal_nan=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batches())
 def test_parts_add_up_to_the_whole(batch: tuple[int, Tensor, Tensor]) -> None:
     num_classes, prediction, label = batch
@@ -210,7 +210,7 @@ def outline(mask: np.ndarray, distance: int) -> np.ndarray:
     return mask & (cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1] == 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batches(), st.floats(0.01, 0.6))
 def test_boundary_iou_class_by_class(batch: tuple[int, Tensor, Tensor], share: float) -> None:
     num_classes, prediction, label = batch

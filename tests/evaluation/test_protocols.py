@@ -39,7 +39,7 @@ def test_own_size(name: str, classes: int) -> None:
     assert prediction.shape == same.shape == truth.shape
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=sides, width=sides)
 def test_paper_voc_resizes_the_truth_as_opencv_does(height: int, width: int) -> None:
     protocol = get_protocol("paper", 21)
@@ -72,7 +72,7 @@ def test_paper_cityscapes_resizes_the_prediction() -> None:
     assert prediction[0, :, 0].tolist() == list(range(0, 1024, 16))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=sides, width=sides)
 def test_crop513_is_torchvisions_resize_and_centre_crop(height: int, width: int) -> None:
     protocol, truth = get_protocol("crop513", 5), rows(height, width)

@@ -86,7 +86,7 @@ def test_what_it_gives_in_training_alone_is_seen() -> None:
 
 
 @pytest.mark.parametrize("ending", [lambda logits, image: logits, by_values(lambda logits, image: logits)])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(count=st.integers(1, 3), height=st.integers(8, 40), width=st.integers(8, 40))
 def test_the_check_leaves_no_trace(ending: Any, count: int, height: int, width: int) -> None:
     network = Own(ending)

@@ -31,7 +31,7 @@ def networks() -> dict[str, nn.Module]:
     }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(head=st.sampled_from(HEADS), n=st.integers(1, 3), height=st.integers(17, 70), width=st.integers(17, 70))
 def test_logits_have_the_size_of_the_image(
     networks: dict[str, nn.Module], head: str, n: int, height: int, width: int

@@ -93,7 +93,7 @@ def test_basic_blocks_count_each_convolution() -> None:
         assert make_deformable(network, 3) == ["layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.integers(0, 3), max_size=3).filter(lambda calls: sum(calls) <= 3))
 def test_a_second_call_goes_on_where_the_first_ended(calls: list[int]) -> None:
     step_by_step, at_once = ForeignNet(), ForeignNet()

@@ -103,7 +103,7 @@ def with_gradients(function: Callable[..., Tensor], tensors: dict[str, Tensor], 
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases(), backend=st.sampled_from(BACKENDS), masked=st.booleans(), seed=st.integers(0, 999))
 def test_value_and_gradients_equal_torchvision(
     dtype: torch.dtype, tolerance: float, case: Case, backend: Backend, masked: bool, seed: int
@@ -167,7 +167,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_asked_for(wanted: tuple[
 
 
 @every_backend
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases())
 def test_zero_offsets_give_a_plain_convolution(backend: Backend, case: Case) -> None:
     tensors = case.tensors()
@@ -437,7 +437,7 @@ def empty_definition(
     return bias.view(-1, 1, 1).expand(len(input), -1, *offset.shape[2:]) + zeros
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     case=empty_cases(), backend=st.sampled_from(BACKENDS), masked=st.booleans(), half=st.sampled_from([None, *HALVES])
 )

@@ -113,7 +113,7 @@ def position_sensitive_loop(
     return output
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     ratio=st.integers(0, 2),
@@ -132,7 +132,7 @@ def test_aligned_pooling_is_its_definition(
     torch.testing.assert_close(deform_roi_pool(maps, rois, offset, size, scale, ratio, 0.3), expected)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     group=st.integers(1, 3),
@@ -156,7 +156,7 @@ def test_position_sensitive_pooling_is_its_definition(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     ratio=st.integers(0, 3),
@@ -251,7 +251,7 @@ some_or_none = st.sampled_from([(0, 2, 3), (3, 2, 0), (0, 0, 3), (0, 2, 0), (0, 
 dtypes = st.sampled_from([torch.float64, torch.float32, *HALVES])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=some_or_none, dtype=dtypes, moved=st.booleans(), seed=st.integers(0, 999))
 def test_aligned_pooling_of_nothing_is_roi_aligns(
     sizes: tuple[int, int, int], dtype: torch.dtype, moved: bool, seed: int
@@ -276,7 +276,7 @@ def test_aligned_pooling_of_nothing_is_roi_aligns(
         assert (regions and channels) or not offset.grad.any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=some_or_none, dtype=dtypes, classes=st.integers(0, 2), seed=st.integers(0, 999))
 def test_position_sensitive_pooling_of_nothing_is_its_definition(
     sizes: tuple[int, int, int], dtype: torch.dtype, classes: int, seed: int

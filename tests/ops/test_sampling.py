@@ -28,7 +28,7 @@ from segdcn.ops.sampling import (
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     kernel_size=pairs,
     stride=pairs,
@@ -97,7 +97,7 @@ def interpolated(values: Tensor, y: float, x: float) -> float:
 coordinates = st.floats(-3, 9, allow_nan=False, width=32) | st.integers(-3, 9).map(float)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     height=st.integers(1, 4),
     extra=st.integers(1, 3),
