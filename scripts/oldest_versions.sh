@@ -27,4 +27,4 @@ for requirement in [*project["dependencies"], *sum(project["optional-dependencie
 PYTHON
 
 pip install --quiet --constraint "$folder/oldest.txt" -e ".[test]"
-pytest "$@"
+pytest -n auto "$@"

@@ -7,6 +7,7 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from runs import call, compose, real_camvid
 
 from segdcn.data import CamVid
@@ -34,6 +35,7 @@ def pretrained() -> str:
     return "imagenet"
 
 
+@pytest.mark.slow
 def test_recipe_trains_and_its_checkpoint_evaluates(tmp_path: Path) -> None:
     root = ten_photographs(tmp_path / "camvid")
     run = tmp_path / "run"

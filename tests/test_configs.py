@@ -283,8 +283,8 @@ JOBS = {
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_job_of_a_sweep_composes(name: str) -> None:
-    """Split as Hydra's own sweeper does it; the jobs are all different, and one setting is the baseline."""
+def test_a_sweep_has_the_jobs_that_its_header_names(name: str) -> None:
+    """Split as Hydra's own sweeper does it, one setting the baseline; sweep/test_multirun.py composes the jobs."""
     common = [f"sweep={name}", *GIVEN, *REQUIRED[f"sweep={name}"]]
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         config = hydra.compose("train", common, return_hydra_config=True)
@@ -302,10 +302,6 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
     assert config.hydra.mode.name == "MULTIRUN"
     settings = [frozenset(o for o in job if not o.startswith("seed=")) for job in jobs]
     assert len({setting for setting in settings if set(config.sweep.baseline) <= setting}) == 1
-    composed = [compose("train", *common, *job) for job in jobs]
-    assert len({OmegaConf.to_yaml(job) for job in composed}) == len(jobs)
-    for job in composed:
-        OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
 
 
 MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}

@@ -148,7 +148,7 @@ def slurm(tasks: int) -> dict[str, str]:
         ({**TORCHRUN, "WORLD_SIZE": "2"}, (), ("ask for 1 process(es)", "torchrun started 2")),
         ({**TORCHRUN, "WORLD_SIZE": "1"}, TWO, ("ask for 2 process(es)", "torchrun started 1", "--nproc-per-node=2")),
         ({}, ("trainer=ddp",), ("trainer.sync_batchnorm=false", "CPU")),
-        pytest.param({}, ("trainer.accelerator=mps",), ("trainer: ", "MPS"), marks=NO_MAC),
+        pytest.param({}, ("trainer.accelerator=mps",), ("Trainer: ", "MPS"), marks=NO_MAC),
     ],
 )
 def test_wrong_number_of_processes_is_one_line(

@@ -264,7 +264,7 @@ def test_partial_evaluation_is_no_evaluation(checkpoint: Path, capsys: pytest.Ca
         (("checkpoint=run/checkpoints/best.ckpt", "inference.scales=2"), "inference.scales must be a list"),
         (
             ("checkpoint=run/checkpoints/best.ckpt", "inference.window=64"),
-            "inference.window must be a list or null",
+            "inference.window and inference.stride must be",
         ),
         (("checkpoint=run/checkpoints/best.ckpt", "inference.stride=[8,8]"), "inference.stride needs"),
         (("checkpoint=nowhere.ckpt",), "no checkpoint file at nowhere.ckpt"),

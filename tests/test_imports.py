@@ -26,6 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
     "segdcn.models": {"torch", "torchvision", "timm", "safetensors", "segdcn.ops", "segdcn.models"},
+    "segdcn.models.weights": {"torch", "safetensors", "segdcn.models", "segdcn.runs.folder"},
     "segdcn.losses": {"torch"},
     "segdcn.runs": {"torch", "segdcn.models", "segdcn.runs"},
     "segdcn.runs.folder": set(),
@@ -38,7 +39,7 @@ ALLOWED = {
     "segdcn.evaluation.bootstrap": {"torch", "segdcn.evaluation.metrics"},
     "segdcn.evaluation.inference": {"torch"},
     "segdcn.evaluation.protocols": {"torch", "segdcn.evaluation.inference"},
-    "segdcn.evaluation.submission": {"torch", "numpy", "PIL"},
+    "segdcn.evaluation.submission": {"torch", "numpy", "PIL", "segdcn.runs.folder"},
     "segdcn.data": {"torch", "numpy", "cv2", "PIL", "pyspng", "albumentations", "segdcn.data", "segdcn.runs.folder"},
     "segdcn.data.check": {"torch", "numpy", "rich", "segdcn.data"},
     "segdcn.data.__main__": {"hydra", "omegaconf", "rich", "segdcn.commands", "segdcn.data"},

@@ -120,6 +120,7 @@ def test_every_command_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]
     assert 'aria-label="Notes"' not in page
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ("model=mynet", "seed=1", "sweep.name=widths", *SMALL)
     assert call(train.main, "--config-dir", "my_conf", "-m", *settings) == 0

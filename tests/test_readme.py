@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from importlib import import_module
 from importlib.metadata import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ INLINE = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MU
 GROUPS = {path.name for path in Path(CONFIG_PATH).iterdir() if path.is_dir()} - {"hydra"}
 
 
+@cache
 def default_config() -> DictConfig:
     return compose("train", "name=test", "output_dir=x")
 

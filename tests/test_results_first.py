@@ -16,7 +16,16 @@ from segdcn import callbacks, evaluate, train
 from segdcn.drawing import figures as figures_module
 from segdcn.report import contents
 
-FOLDER = ("dataset=folder", "datamodule.crop_size=[64,64]", "datamodule.num_workers=0", "datamodule.batch_size=4")
+FOLDER = (
+    "dataset=folder",
+    "datamodule.crop_size=[64,64]",
+    "datamodule.num_workers=0",
+    "datamodule.batch_size=4",
+    "model.head=aspp",
+    "model.head_channels=16",
+    "model.output_stride=16",
+    "callbacks.panels.images=2",
+)
 
 
 def broken(*arguments: Any, **options: Any) -> Any:
@@ -124,16 +133,15 @@ def test_class_names_that_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixt
     assert checkpoint["segdcn"]["class_names"] == ["0", "1"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_an_output_that_knows_few_letters_ends_nothing(tmp_path: Path, encoding: str) -> None:
+def test_an_output_that_knows_few_letters_ends_nothing(tmp_path: Path) -> None:
     """As a batch system's log, or a file on Windows."""
     root = make_folder_dataset(tmp_path / "data", dict.fromkeys("abcd"))
     command = ("-m", "segdcn.train", *FOLDER, f"dataset.root={root}", 'dataset.class_names=["Straße","道路"]')
-    ended = process(tmp_path, *command, "trainer.max_steps=1", "output_dir=run", PYTHONIOENCODING=encoding)
+    ended = process(tmp_path, *command, "trainer.max_steps=1", "output_dir=run", PYTHONIOENCODING="cp1252")
     assert ended.returncode == 0, ended.stderr
     assert all("no font on this machine" in line for line in warnings_of(ended.stderr))  # or nothing
     assert "\\u9053\\u8def" in ended.stdout
-    assert encoding == "ascii" or "Straße" in ended.stdout
+    assert "Straße" in ended.stdout
     assert (tmp_path / "run" / "report.html").is_file()
 
 

@@ -18,6 +18,8 @@ from segdcn.data import Shapes
 from segdcn.evaluation.counts import Counts, read_counts, write_counts
 from segdcn.report.contents import report_run
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 CONTRASTS = """() => {
