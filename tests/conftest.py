@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from runs import SMALL, process
 
+from segdcn.runs.folder import locked
+
 settings.register_profile("segdcn", deadline=None)  # how long an example takes is the machine's matter
 settings.load_profile("segdcn")
 
@@ -25,14 +27,22 @@ class FirstRun:
     """``segdcn-train`` as a newcomer's process, in an empty folder."""
 
     folder: Path
-    output: subprocess.CompletedProcess[str]
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     """With everything switched on; tests copy the folder before they change anything in it."""
-    cwd = tmp_path_factory.mktemp("first_run")
-    output = process(cwd, "-m", "segdcn.train", *SMALL, "callbacks.panels.images=2")
-    assert output.returncode == 0, output.stderr
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the first of pytest's processes makes it for all
+        shared = shared.parent
+    cwd = shared / "first_run"
+    with locked(shared / "first_run.lock", seconds=300):
+        if not (cwd / "output.json").exists():
+            cwd.mkdir()
+            output = process(cwd, "-m", "segdcn.train", *SMALL, "callbacks.panels.images=2")
+            assert output.returncode == 0, output.stderr
+            (cwd / "output.json").write_text(json.dumps([output.stdout, output.stderr]))
     (folder,) = (cwd / "runs" / "shapes").iterdir()
-    return FirstRun(folder, output)
+    return FirstRun(folder, *json.loads((cwd / "output.json").read_text()))

@@ -307,7 +307,12 @@ def test_a_sweep_has_the_jobs_that_its_header_names(name: str) -> None:
 MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
 
 
-@pytest.mark.parametrize("name", TRAINED)
+LARGE = {"camvid_cpu", "cityscapes_paper", "voc_paper"}  # many seconds for two steps
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
+)
 def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
     dataset, run = name.partition("_")[0], tmp_path / "run"
     if dataset == "shapes":

@@ -26,7 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
     "segdcn.models": {"torch", "torchvision", "timm", "safetensors", "segdcn.ops", "segdcn.models"},
-    "segdcn.models.weights": {"torch", "safetensors", "segdcn.models", "segdcn.runs.folder"},
+    "segdcn.models.weights": {"torch", "torchvision", "safetensors", "segdcn.models", "segdcn.runs.folder"},
     "segdcn.losses": {"torch"},
     "segdcn.runs": {"torch", "segdcn.models", "segdcn.runs"},
     "segdcn.runs.folder": set(),

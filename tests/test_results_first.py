@@ -83,7 +83,9 @@ def test_figures_are_written_before_anything_is_drawn(
     assert (tmp_path / "evaluation" / "best_val" / "panels" / "val_0_sampling.png").is_file()
 
 
-@pytest.mark.parametrize("rows", [(0, None, None), (0, 0, 0)], ids=["one_image", "all_images"])
+@pytest.mark.parametrize(
+    "rows", [pytest.param((0, None, None), id="one"), pytest.param((0, 0, 0), id="all", marks=pytest.mark.slow)]
+)
 def test_images_without_a_labelled_pixel_have_pictures_and_no_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: tuple[int | None, ...]
 ) -> None:
