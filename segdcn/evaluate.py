@@ -21,7 +21,7 @@ def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
     from segdcn.callbacks import FiguresFile
     from segdcn.drawing.figures import print_figures
-    from segdcn.runs.checkpoint import build, file_hash, read_checkpoint
+    from segdcn.runs.checkpoint import file_hash, read_checkpoint
     from segdcn.runs.environment import environment
     from segdcn.task import SegmentationTask
 
@@ -29,8 +29,7 @@ def evaluate(config: DictConfig) -> float:
         check_kinds(OmegaConf.to_container(config[group] or {}, resolve=True), group)
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
-    given = {key: value for key, value in config.datamodule.items() if value is not None}
-    data = build({**checkpoint.groups["datamodule"], **given}, checkpoint.path, dataset=dataset)
+    data = checkpoint.datamodule(dataset, plain(config.datamodule))
     task = SegmentationTask(checkpoint.network(), checkpoint.loss(), dataset.class_names)
     folder = Path(config.output_dir)
     task.evaluator = build_evaluator(

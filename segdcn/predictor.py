@@ -271,7 +271,11 @@ def from_checkpoint(
     """As ``load``, of a checkpoint that is read already."""
     data = checkpoint.groups["datamodule"]
     # our own recipes leave them at ImageNet's, which are the default
-    transform = EvalTransform(**{key: data[key] for key in ("mean", "std") if data.get(key) is not None})
+    colours = {key: data[key] for key in ("mean", "std") if data.get(key) is not None}
+    try:
+        transform = EvalTransform(**colours)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{checkpoint.path} has colours to normalise by that cannot be used: {colours}") from error
     bits = checkpoint.groups["dataset"].get("bits")  # of ours; of a user's own data set it may mean anything
     return Predictor(
         checkpoint.network(network),

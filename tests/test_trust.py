@@ -57,18 +57,58 @@ def nested(settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize(("group", "settings"), [("model", COPY), ("model", nested(COPY)), ("dataset", COPY)])
+@pytest.mark.parametrize(
+    ("group", "settings"),
+    [("model", COPY), ("model", nested(COPY)), ("dataset", COPY), ("datamodule", {"mean": COPY}), ("loss", COPY)],
+)
 def test_no_command_calls_what_a_checkpoint_names(
     run: Path, capsys: pytest.CaptureFixture[str], command: str, group: str, settings: Any
 ) -> None:
-    if (command, group) == ("predict", "dataset"):  # which it has no use for
-        return
+    unused = {"dataset": ["predict"], "loss": ["predict", "export", "analyze"]}
+    unused["datamodule"] = ["predict", "export", "analyze"]  # of which they take numbers
     poison(run, group, settings)
     main, arguments = COMMANDS[command]
+    if command in unused.get(group, ()):
+        call(main, *arguments)
+        assert not Path("stolen").exists()
+        return
     assert call(main, *arguments) == 1
     message = one_line(capsys.readouterr().err)
     assert "shutil.copyfile" in message
     assert "trust=true" in message
+    assert not Path("stolen").exists()
+
+
+WRITE = {
+    "_target_": "segdcn.runs.folder.write_text",  # which Hydra itself does not stop
+    "path": {"_target_": "pathlib.Path", "_args_": ["stolen"]},
+    "text": "x",
+}
+
+
+def as_text(settings: Any) -> str:
+    """Settings as a resolver of OmegaConf makes them of a text."""
+    if isinstance(settings, dict):
+        return "{" + ",".join(f"{key}:{as_text(value)}" for key, value in settings.items()) + "}"
+    return "[" + ",".join(map(as_text, settings)) + "]" if isinstance(settings, list) else str(settings)
+
+
+@pytest.mark.parametrize("place", ["launcher", "callbacks", "text", "text within quotes", "default"])
+def test_a_resumed_run_makes_no_target_of_a_text(run: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    evil = {"_target_": "segdcn.losses.SegmentationLoss", "x": WRITE}
+    made = "${oc.create:" + as_text(evil) + "}"
+    poison(
+        run,
+        *{
+            "launcher": ("launcher", WRITE),
+            "callbacks": ("callbacks", {"mine": WRITE}),
+            "text": ("optimizer", made),
+            "text within quotes": ("callbacks", {"mine": "\\" + made}),
+            "default": ("optimizer", "${oc.select:nowhere," + made + "}"),
+        }[place],
+    )
+    assert call(train.main, "resume=run", "trainer.max_epochs=3") == 1
+    assert "trust=true" in one_line(capsys.readouterr().err)
     assert not Path("stolen").exists()
 
 

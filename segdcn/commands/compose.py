@@ -220,13 +220,13 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     Raises: UserError for an override that a resumed run cannot follow, and for targets that are not trusted.
     """
-    from segdcn.runs.checkpoint import GROUPS, check_targets, read_checkpoint
+    from segdcn.runs.checkpoint import GROUPS, check_interpolations, check_targets, read_checkpoint
 
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
     if not config.trust:
-        built = {group: values for group, values in checkpoint.config.items() if group != "launcher"}
-        check_targets(built, "config", path)
+        check_targets(checkpoint.config, "config", path)
+        check_interpolations(checkpoint.config, path)
     saved = OmegaConf.create(dict(checkpoint.config))
     for group in (*GROUPS, "task", "optimizer", "schedule", "trainer", "callbacks", "logger"):
         if not (saved.get(group) is None or OmegaConf.is_dict(saved[group])):
@@ -263,7 +263,6 @@ def quiet_libraries() -> None:
     for message in (
         ".*isinstance.treespec, LeafSpec.. is deprecated.*",  # Lightning's call of torch's pytree
         ".*Encountered `nan` values in tensor.*",  # a run whose loss is not finite says more itself
-        ".*The `srun` command is available.*",  # one process, or several that Lightning starts, are right as well
         ".*does not have many workers.*",  # the recipes choose num_workers
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run: meant

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -25,11 +26,21 @@ GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
 
 # Of segdcn any class of these modules, and these functions
-_MODULES = ("segdcn.data", "segdcn.models", "segdcn.losses", "segdcn.task", "segdcn.callbacks")
+_MODULES = (
+    "segdcn.data",
+    "segdcn.models",
+    "segdcn.losses",
+    "segdcn.task",
+    "segdcn.callbacks",
+    "segdcn.sweep.local",
+    "segdcn.sweep.slurm",
+)
 _FUNCTIONS = (
     "segdcn.models.deeplab.build_deeplab",
     *(f"segdcn.optim.{n}" for n in ("poly", "one_cycle", "step", "constant")),
 )
+# What recipes use: another setting as it stands. Resolvers such as oc.create could make a target of a text.
+_INTERPOLATION = re.compile(r"\$\{(\.*[\w.]+|hydra:[\w.]+|oc\.select:[\w.]+(,[\w.]+)?)\}")
 # Of torch, torchvision and Lightning classes of these kinds
 _KINDS = (
     "torch.nn.modules.module.Module",
@@ -121,6 +132,17 @@ class Checkpoint:
                 f" {misfit(network.state_dict(), weights) or ' '.join(str(error).split())}"
             ) from error
         return network.eval()
+
+    def datamodule(self, dataset: Any, changes: Mapping[str, Any] | None = None) -> Any:
+        """The batches of a data set as the run had them.
+
+        changes: settings given anew; None keeps one.
+
+        Raises: UserError for a target that is not trusted.
+        """
+        self._check(self.groups["datamodule"], "datamodule")
+        given = {key: value for key, value in (changes or {}).items() if value is not None}
+        return build({**self.groups["datamodule"], **given}, self.path, dataset=dataset)
 
     def loss(self) -> nn.Module:
         """The training loss, which an evaluation computes as well."""
@@ -287,23 +309,34 @@ def check_targets(settings: Any, group: str, source: Path) -> None:
 
     Raises: UserError that names a target which may do anything.
     """
-    for target in _targets(settings):
-        if not _is_known(target):
+    for node in _nodes(settings):
+        if isinstance(node, Mapping) and "_target_" in node and not _is_known(target := str(node["_target_"])):
             raise UserError(
                 f"{source} names code that is not segdcn's, torch's or torchvision's: {target}, as its {group}; if you"
                 " know where the file comes from, allow it with trust=true"
             )
 
 
-def _targets(settings: Any) -> Iterator[str]:
-    if isinstance(settings, Mapping):
-        if "_target_" in settings:
-            yield str(settings["_target_"])
-        for value in settings.values():
-            yield from _targets(value)
-    elif isinstance(settings, list | tuple):
-        for value in settings:
-            yield from _targets(value)
+def check_interpolations(config: Any, source: Path) -> None:
+    """That texts of a config, which OmegaConf will resolve, stand for other settings of it and make no new ones.
+
+    Raises: UserError that names a text which may become any target.
+    """
+    for node in _nodes(config):
+        for found in re.finditer(r"\$\{", node) if isinstance(node, str) else ():
+            if not _INTERPOLATION.match(node, found.start()):
+                raise UserError(
+                    f"{source} holds {node!r} in the config of its run, which could become any setting; if you know"
+                    " where the file comes from, allow it with trust=true"
+                )
+
+
+def _nodes(settings: Any) -> Iterator[Any]:
+    """Plain settings and all that is in them, at any depth."""
+    yield settings
+    inner = settings.values() if isinstance(settings, Mapping) else settings
+    for value in inner if isinstance(settings, Mapping | list | tuple) else ():
+        yield from _nodes(value)
 
 
 def _is_known(target: str) -> bool:
@@ -312,7 +345,7 @@ def _is_known(target: str) -> bool:
         return False
     try:
         found = find(target)
-    except Exception:  # whatever an import raises
+    except (Exception, SystemExit):  # whatever an import raises
         return False
     own = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
     if inspect.isclass(found):
