@@ -155,7 +155,7 @@ class SegdcnLauncher(Launcher):
             name=folder.name,
             command=shlex.join(["segdcn-train", *sys.argv[1:]]),
             baseline=None if options.baseline is None else tuple(options.baseline),
-            metric=options.metric,
+            metric=str(options.metric),
             jobs=jobs,
         )
 

@@ -16,7 +16,16 @@ from segdcn import UserError
 from segdcn.commands.compose import freely, plain
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import decoration
-from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_bytes, write_json, write_text
+from segdcn.runs.folder import (
+    file_hash,
+    make_folder,
+    reporting,
+    run_folder_of,
+    shown,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +74,7 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
     from segdcn.analysis.offset_study import check_objects
     from segdcn.analysis.tables import dilation_csv, dilation_rows, markdown
     from segdcn.predictor import find_device, from_checkpoint
-    from segdcn.runs.checkpoint import file_hash, read_checkpoint
+    from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
 
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)

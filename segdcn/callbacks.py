@@ -28,6 +28,7 @@ from segdcn import UserError
 from segdcn.analysis import sampling_points
 from segdcn.data.dataset import Sample
 from segdcn.drawing.decoration import decoration
+from segdcn.evaluation.counts import COUNTS_FILE
 from segdcn.evaluation.figures import write_figures
 from segdcn.models import deformable_layers
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
@@ -294,6 +295,13 @@ class FiguresFile(pl.Callback):
     def __init__(self, folder: str | Path, facts: dict[str, Any]) -> None:
         self.folder = Path(folder)
         self.facts = facts
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:  # of a run that had ended and goes on: they are of weights that are replaced now
+            for name in ("metrics.json", COUNTS_FILE):
+                (self.folder / name).unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:

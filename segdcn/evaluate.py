@@ -14,14 +14,14 @@ from segdcn.commands.entry import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import is_first
-from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_json
+from segdcn.runs.folder import file_hash, make_folder, reporting, run_folder_of, shown, write_json
 
 
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
     from segdcn.callbacks import FiguresFile
     from segdcn.drawing.figures import print_figures
-    from segdcn.runs.checkpoint import file_hash, read_checkpoint
+    from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
     from segdcn.task import SegmentationTask
 

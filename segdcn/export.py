@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from segdcn import UserError
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import is_passing, make_folder, replacing, run_folder_of, shown, write_json
+from segdcn.runs.folder import file_hash, is_passing, make_folder, replacing, run_folder_of, shown, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ def export(config: DictConfig) -> Path:
 
     from segdcn import exchange
     from segdcn.predictor import from_checkpoint
-    from segdcn.runs.checkpoint import file_hash, read_checkpoint
+    from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
 
     if config.format == "onnx":
@@ -106,7 +106,6 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     """What a program needs to use the network, and where it comes from: texts, lists as JSON."""
     from segdcn import __version__
     from segdcn.models import deformable_layers
-    from segdcn.runs.checkpoint import file_hash
 
     about = {
         "input": "image: float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std per channel",

@@ -137,4 +137,6 @@ def _known(total_steps: int | None, schedule: str) -> int:
             f"schedule={schedule} needs the length of the training: give trainer.max_steps or trainer.max_epochs, or"
             " take schedule=constant"
         )
+    if total_steps < 1:
+        raise UserError(f"a training of {total_steps} steps has no schedule: give trainer.max_steps or max_epochs")
     return total_steps

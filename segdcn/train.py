@@ -31,6 +31,7 @@ from segdcn.drawing.decoration import decoration
 from segdcn.processes import die_with_parent, is_first, new_run_folder, restarted
 from segdcn.runs.folder import owned, reporting, run_folder_of, shown, typed, write_json, write_text
 from segdcn.runs.overrides import split_override
+from segdcn.sweep.plan import read_object
 
 
 def train(config: DictConfig) -> float:
@@ -44,7 +45,6 @@ def train(config: DictConfig) -> float:
     from segdcn.data.labels import labels_before_training
     from segdcn.drawing.figures import print_figures
     from segdcn.models.cost import network_cost
-    from segdcn.runs.environment import environment
 
     run = Path(config.output_dir)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
@@ -68,9 +68,7 @@ def train(config: DictConfig) -> float:
         _introduce(config, dataset, task.network, facts)
         for note in notes:
             print(f"note     {note}", flush=True)
-        if not config.resume:
-            write_text(run / "config.yaml", OmegaConf.to_yaml(config))
-            write_json(run / "environment.json", environment(config.seed))
+        _leave_provenance(run, config)
 
     try:
         trainer.fit(task, datamodule=data, ckpt_path=config.resume, weights_only=True)
@@ -90,7 +88,8 @@ def train(config: DictConfig) -> float:
     if trainer.is_global_zero:
         if task.result is None:
             write_json(run / "metrics.json", {"val/miou": None, "split": "val", "images": 0, **facts})
-            print("trainer.limit_val_batches=0: nothing was validated, so there are no figures")
+            why = "trainer.limit_val_batches=0" if len(dataset.split("val")) else "val has no image"
+            print(f"{why}: nothing was validated, so there are no figures")
         else:
             with decoration("table", f"the figures are in {shown(run)}/metrics.json"):
                 print_figures(task.result, "val", dataset.class_names, facts)
@@ -104,6 +103,19 @@ def train(config: DictConfig) -> float:
         if checkpoint is not None:
             print(f"evaluate with: segdcn-evaluate {typed(checkpoint, 'checkpoint')}", flush=True)
     return math.nan if task.result is None else float(task.result.figures["val/miou"])
+
+
+def _leave_provenance(run: Path, config: DictConfig) -> None:
+    """What the run is made by; a resume adds its own command and versions to those that began the run."""
+    from segdcn.runs.environment import environment
+
+    now, file = environment(config.seed), run / "environment.json"
+    if not config.resume:
+        write_text(run / "config.yaml", OmegaConf.to_yaml(config))
+        write_json(file, now)
+    elif file.is_file():
+        begun = read_object(file, "delete it to do without it")
+        write_json(file, {**begun, "resumed": [*begun.get("resumed", []), now]})
 
 
 def _check_network(config: DictConfig, dataset: Any, task: Any, trainer: Any) -> tuple[int, int]:

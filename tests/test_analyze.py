@@ -21,7 +21,7 @@ from segdcn.analyze import analyze, main
 from segdcn.data import Shapes
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
-from segdcn.runs.checkpoint import file_hash
+from segdcn.runs.folder import file_hash
 from segdcn.train import train
 
 LAYERS = [f"backbone.{name}" for name in ("layer3.0.conv2", "layer4.0.conv1", "layer4.0.conv2")]

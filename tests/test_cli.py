@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,6 +16,7 @@ from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
 from segdcn import UserError, evaluate, export, predict, train
+from segdcn.commands.errors import FAILED, TRY_AGAIN, explain
 from segdcn.data import __main__ as data
 from segdcn.report import __main__ as report
 from segdcn.sweep import __main__ as sweep
@@ -205,6 +208,31 @@ def test_a_process_ends_with_one_line_and_status_1(tmp_path: Path) -> None:
     assert ended.stdout == ""
     assert "nowhere" in one_line(ended.stderr)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("loss=null",), "loss must be a mapping of settings, got None"),
+        (("datamodule=null",), "datamodule must be a mapping of settings, got None"),
+        (("paper_miou=abc",), "paper_miou must be a number or null, got 'abc'"),
+        (("images_per_step=abc",), "images_per_step must be a number or null, got 'abc'"),
+        (("trainer.max_steps=0", *BARE), "a training of 0 steps has no schedule"),
+    ],
+)
+def test_what_is_no_value_of_a_key_is_one_line(
+    in_empty_folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert call(train.main, *arguments) == 1
+    assert message in one_line(capsys.readouterr().err)
+
+
+def test_a_missing_file_of_a_users_own_data_is_the_users_and_a_stale_one_a_fault_of_the_moment() -> None:
+    for number, status in ((errno.ENOENT, FAILED), (errno.EACCES, FAILED), (errno.ESTALE, TRY_AGAIN), (5, TRY_AGAIN)):
+        told = explain(OSError(number, os.strerror(number), "ponds/val.txt"))
+        assert told is not None
+        assert told[0].startswith(f"ponds/val.txt: {os.strerror(number)}")
+        assert told[1] == status
 
 
 def test_traceback_on_request(in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
-from runs import BARE, assert_same_checkpoint, call, one_line
+from runs import BARE, assert_same_checkpoint, call, one_line, process
 
 from segdcn import evaluate
 from segdcn.train import main
@@ -75,6 +76,24 @@ def test_a_best_checkpoint_can_be_resumed_from(whole: Path, tmp_path: Path, caps
     assert call(main, resume, "trainer.max_epochs=-1", "trainer.max_steps=12") == 0
     assert_same_checkpoint(last, whole / "checkpoints" / "last.ckpt")
     assert (tmp_path / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+def test_figures_go_when_the_weights_that_they_are_of_do(whole: Path, tmp_path: Path) -> None:
+    """A run that had ended, goes on and is killed: what is left must not tell old figures of new weights."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    config = ("trainer.max_epochs=-1", "trainer.max_steps=20", "datamodule.num_workers=0")
+    killed = process(
+        tmp_path, str(Path(__file__).with_name("killed.py")), "train", "18", f"resume={run}", "trust=true", *config
+    )
+    assert killed.returncode == -9
+    assert not (run / "metrics.json").exists()
+    assert not (run / "counts.npz").exists()
+    assert call(main, f"resume={run}", *config) == 0
+    assert figures(run)["val/miou"] is not None
+    told = json.loads((run / "environment.json").read_text())
+    assert len(told["resumed"]) == 2
+    assert "max_steps=20" in told["resumed"][0]["command"]
 
 
 def test_max_time_ends_a_training_without_another_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

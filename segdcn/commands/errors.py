@@ -71,7 +71,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return line, TRY_AGAIN
     if isinstance(cause, OSError):
         where = f"{shown(os.fsdecode(cause.filename))}: " if isinstance(cause.filename, str | bytes) else ""
-        return f"{where}{cause.strerror or message}; when that is mended, give the command again", TRY_AGAIN
+        told = f"{where}{cause.strerror or message}"
+        if is_passing(cause):
+            return f"{told}; when that is mended, give the command again", TRY_AGAIN
+        return told, FAILED
     return None
 
 

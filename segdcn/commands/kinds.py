@@ -16,6 +16,8 @@ from segdcn.commands.compose import CONFIG_PATH
 from segdcn.runs.overrides import is_path
 
 _PACKAGES = ("segdcn.", "torch.", "pytorch_lightning.")
+_MAY_BE_NULL = ("callbacks", "logger")
+_COUNTS = ("images_per_step", "paper_miou")
 _TEXTS = (str, Path)
 _NUMBERS: Mapping[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
 
@@ -121,5 +123,7 @@ def check_keys(config: DictConfig, config_name: str) -> None:
             raise UserError(f"{name} must be true or false, got {value!r}")
         if is_path(name) and value is not None and (not isinstance(value, str) or not value):
             raise UserError(f"{name} must be a path, got {value!r}")
-        if name in groups and not (value is None or OmegaConf.is_dict(value)):
+        if name in groups and not (OmegaConf.is_dict(value) or (value is None and name in _MAY_BE_NULL)):
             raise UserError(f"{name} must be a mapping of settings, got {value!r}")
+        if name in _COUNTS and not (value is None or type(value) in (int, float)):
+            raise UserError(f"{name} must be a number or null, got {value!r}")

@@ -14,8 +14,7 @@ import yaml
 
 from segdcn import MissingFileError, UserError
 from segdcn.evaluation.counts import COUNTS_FILE, Counts, read_counts
-from segdcn.runs.checkpoint import file_hash
-from segdcn.runs.folder import is_passing, shown, typed
+from segdcn.runs.folder import file_hash, is_passing, shown, typed
 from segdcn.sweep.plan import read_object
 
 

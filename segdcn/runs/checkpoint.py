@@ -7,7 +7,6 @@ what is known to do no more than its name says is called; everything else needs 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,15 +227,6 @@ def without_pretrained(model: Mapping[str, Any]) -> dict[str, Any]:
     names = ("weights", "weights_backbone", "encoder_weights")
     empty = {name: None for name in names if isinstance(model.get(name), str)}
     return {**model, **empty, **({"pretrained": False} if model.get("pretrained") is True else {})}
-
-
-def file_hash(path: Path) -> str:
-    """The file's sha256, as ``sha256sum`` prints it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 # --- building ---------------------------------------------------------------------------------------------------------

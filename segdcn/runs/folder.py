@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import math
@@ -131,6 +132,15 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write one JSON object atomically; figures that do not exist (NaN) become null."""
     plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
     write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """The file's sha256, as ``sha256sum`` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def shown(path: str | Path) -> Path:

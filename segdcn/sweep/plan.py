@@ -133,8 +133,9 @@ class Sweep:
         for setting, jobs in self.settings.items():
             if len({job.seed for job in jobs}) < len(jobs):
                 raise UserError(
-                    f"{shown(self.folder)} plans {' '.join(setting) or 'the config as it is'} twice with one seed: such"
-                    " runs are the same, give each a seed of its own"
+                    f"{shown(self.folder)} plans {' '.join(setting) or 'the config as it is'} twice with one seed:"
+                    " where data lie and how they are loaded makes no other run; give each a seed, or each data set"
+                    " a sweep.name, of its own"
                 )
         _ = self.baseline_setting
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from segdcn import UserError
-from segdcn.runs.folder import is_passing, shown, typed
+from segdcn.runs.folder import file_hash, is_passing, shown, typed
 from segdcn.sweep.plan import Job, Sweep, read_object
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
@@ -62,8 +62,9 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     if metric.startswith("test/"):
         path = folder / "evaluation" / "best_test" / "metrics.json"
         again = f"segdcn-evaluate {typed(folder / 'checkpoints' / 'best.ckpt', 'checkpoint')} split=test"
-        if path.is_file():
-            tested = read_object(path, again)
+        tested = read_object(path, again) if path.is_file() else {}
+        best = folder / "checkpoints" / "best.ckpt"
+        if tested and not (best.is_file() and tested.get("checkpoint_sha256") != file_hash(best)):
             facts |= {**tested, "checkpoint": Path(str(tested.get("checkpoint"))).name}
         else:
             facts[metric] = None
@@ -75,7 +76,7 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     return Run(
         job,
         "finished",
-        error=None if facts[metric] is not None else _why_none(metric, path, again),
+        error=None if facts[metric] is not None else _why_none(metric, facts, again),
         figure=_number(facts, metric, path, again),
         parameters=_whole(_number(facts, "parameters", path, again)),
         flops=_whole(_number(facts, "flops", path, again)),
@@ -88,8 +89,11 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     )
 
 
-def _why_none(metric: str, path: Path, remedy: str) -> str:
-    return f"{metric} is not defined: there was nothing to count" if path.is_file() else f"not evaluated yet: {remedy}"
+def _why_none(metric: str, facts: Mapping[str, Any], remedy: str) -> str:
+    """facts: of the run, or of its evaluation on the test split, where there is one of the checkpoint as it is now."""
+    if facts.get("split") == metric.partition("/")[0]:
+        return f"{metric} is not defined: there was nothing to count"
+    return f"not evaluated yet: {remedy}"
 
 
 def _unfinished(job: Job, folder: Path, paper: float | None) -> Run:

@@ -479,6 +479,10 @@ def test_the_test_split_counts_where_it_was_evaluated(made: Path) -> None:
     (lacking,) = results.without_figure
     assert f"{runs[-1].folder}/checkpoints/best.ckpt split=test" in str(lacking.error)
     assert any("7 test images, best.ckpt" in note for note in results.notes)
+    best = made / runs[0].folder / "checkpoints" / "best.ckpt"  # trained on since then
+    best.parent.mkdir(exist_ok=True)
+    best.write_bytes(b"other weights")
+    assert {run.job.folder for run in collect(made, "test/miou").without_figure} == {runs[0].folder, runs[-1].folder}
 
 
 @pytest.mark.parametrize("metric", ["val/miuo", "seed", "parameters"])
