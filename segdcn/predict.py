@@ -132,6 +132,8 @@ def find_files(source: Path, output: Path) -> Found:
     if source.is_file():
         if source.suffix.lower() not in IMAGES | VIDEOS:
             raise UserError(f"input={source} is neither an image nor a video by its suffix: {known}")
+        if output.resolve() == source.parent.resolve():
+            raise UserError(f"output={output} is the folder of the input: its own files might be replaced by results")
         return Found({source.stem: source}, [], [])
     if not source.is_dir():
         raise MissingFileError(f"input={source} does not exist: give an image, a video or a folder")

@@ -313,6 +313,7 @@ def test_nearly_black_images_are_spoken_of_once(
         (("output=x",), ("input must be given",)),
         (("input=nowhere", "output=x"), ("input=nowhere does not exist",)),
         (("input=photos", "output=photos"), ("output=photos is the input folder",)),
+        (("input=photos/a.png", "output=photos/../photos"), ("output=photos/../photos is the folder of the input",)),
         (("input=photos/a.txt", "output=x"), ("a.txt", "neither an image nor a video", ".jpg")),
         (("input=empty", "output=x"), ("input=empty holds no image",)),
         (("input=raw", "output=x"), ("input=raw holds no image", ": 2 files passed over: .cr2 (1), .txt (1)")),
