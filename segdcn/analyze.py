@@ -93,7 +93,8 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
         with decoration(f"pictures of {sample.name}", "those of other images are there"):
             views.append(_look(predictor, sample, pixels))
     for number, view in enumerate(views):
-        write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
+        with decoration(f"sampling_{number}.json", "the rest is there"):  # of points that are no numbers
+            write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
     with decoration("cost", "the rest is there"):
         result["cost"] = _cost(predictor, checkpoint, drawn, split, config.repeats)
     result["pictures"] = [view.facts() for view in views]

@@ -111,8 +111,11 @@ def test_figures_that_do_not_exist_are_null(tmp_path: Path) -> None:
         "val/iou/car": None,
         "split": "val",
     }
-    with pytest.raises(ValueError, match="JSON"):  # strict readers refuse what is no JSON
-        write_json(tmp_path / "metrics.json", {"val/loss": math.inf})
+    write_json(tmp_path / "metrics.json", {"layers": [{"mean": math.nan, "span": (1.5, math.nan)}]})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"layers": [{"mean": None, "span": [1.5, None]}]}
+    for infinite in (math.inf, [{"mean": -math.inf}]):
+        with pytest.raises(ValueError, match="JSON"):  # strict readers refuse what is no JSON
+            write_json(tmp_path / "metrics.json", {"val/loss": infinite})
 
 
 def test_a_text_with_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:

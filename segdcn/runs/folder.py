@@ -128,9 +128,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one JSON object atomically; figures that do not exist (NaN) become null."""
-    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    """Write one JSON object atomically; figures that do not exist (NaN) become null, at any depth.
+
+    Raises: ValueError for an infinite one, which is no figure that is missing.
+    """
+    write_text(path, json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def shown(path: str | Path) -> Path:
