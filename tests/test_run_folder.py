@@ -21,7 +21,7 @@ import torch
 from conftest import FirstRun
 from runs import BARE, call, one_line, process
 
-from segdcn import MissingFileError, UserError, train
+from segdcn import MissingFileError, UserError, analyze, evaluate, train
 from segdcn.callbacks import AtomicCheckpoints
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.runs.environment import environment
@@ -121,6 +121,23 @@ def test_figures_that_do_not_exist_are_null(tmp_path: Path) -> None:
 def test_a_text_with_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
     write_text(tmp_path / "areas.csv", os.fsdecode(b"caf\xe9.png") + ",道路\n")
     assert (tmp_path / "areas.csv").read_text(encoding="utf-8") == "caf\\udce9.png,道路\n"
+
+
+@pytest.mark.parametrize("own", ["", "mine", "mine/sub"])
+def test_a_command_that_fails_removes_the_folders_that_it_made_and_no_others(
+    first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(own).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    checkpoint = f"checkpoint='{first_run.folder}/checkpoints/best.ckpt'"
+    output = "output_dir=mine/sub"
+    assert call(train.main, *BARE, "trainer.max_epochs=1", "dataset.seed=-1", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert call(evaluate.main, checkpoint, "protocol=pascal", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert call(analyze.main, checkpoint, "device=abacus", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_of_many_runs_that_start_in_one_second_each_has_its_folder(tmp_path: Path) -> None:

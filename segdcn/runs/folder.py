@@ -9,7 +9,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 import time
 import traceback
@@ -41,6 +40,7 @@ _LASTING = {
     errno.EINVAL,  # of a place within a file that its own, damaged bytes name
 }
 _STARTED = time.time()
+_made: set[Path] = set()  # the folders that this process made, absolute
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,9 @@ def make_folder(folder: Path, option: str) -> None:
     Raises: UserError, one line, where that is not possible.
     """
     try:
+        missing = [path for path in _around(folder) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        _made.update(missing)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -184,6 +186,20 @@ def make_folder(folder: Path, option: str) -> None:
         raise UserError(
             f"{shown(folder)} cannot be written to ({error.strerror}): give another with {option}"
         ) from error
+
+
+def unmake_folder(folder: Path) -> None:
+    """Remove a folder and those around it, as far as they are empty and were made by this process."""
+    with contextlib.suppress(OSError):  # not empty
+        for path in itertools.takewhile(_made.__contains__, _around(folder)):
+            path.rmdir()
+            _made.remove(path)
+
+
+def _around(folder: Path) -> list[Path]:
+    """A folder and all that it lies in, absolute, the innermost first."""
+    folder = folder.absolute()
+    return [folder, *folder.parents]
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
@@ -246,6 +262,7 @@ def new_folder(parent: Path, name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
             folder.mkdir()
+            _made.add(folder.absolute())
             return folder
         except FileExistsError:
             number += 1
@@ -272,7 +289,9 @@ def owned(folder: Path, wait: float = 10.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting(folder: Path, first: bool = True) -> Iterator[None]:
-    """An error leaves error.txt in the folder, with the time, the command and the traceback; an empty folder goes.
+    """An error leaves error.txt in the folder, with the time, the command and the traceback.
+
+    Where nothing was begun it leaves nothing: an empty folder goes, unless it was there before.
 
     first: whether this is the first of the processes that share the folder. It speaks for all that fail alike:
     another one that fails after it ends without a word.
@@ -290,23 +309,20 @@ def _told_by_first(folder: Path) -> bool:
     """Whether the first process has reported an error of its own, given time to do it."""
     time.sleep(2)
     report = folder / "error.txt"
-    # an empty folder is taken away by the process that reports
-    return not folder.exists() or (report.exists() and report.stat().st_mtime > _STARTED)
+    # where nothing was begun the lock is taken away by the process that reports
+    return not (folder / LOCK).exists() or (report.exists() and report.stat().st_mtime > _STARTED)
 
 
 def _leave_behind(folder: Path, report: str) -> None:
-    """error.txt in a folder where something was begun; of an empty one nothing, nor of empty ones around it."""
+    """error.txt in a folder where something was begun; of an empty one that was made for it nothing."""
     try:
         left = {path.name for path in folder.iterdir()}
         if left - {LOCK}:
             with (folder / "error.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(sys.argv)}\n{report}\n")
             return
-        shutil.rmtree(folder)
-        for parent in folder.absolute().parents:
-            if Path.cwd() not in parent.parents or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        (folder / LOCK).unlink(missing_ok=True)
+        unmake_folder(folder)
     except OSError:  # a full disk is the error that is being reported
         print(report, file=sys.stderr)
 
