@@ -123,6 +123,19 @@ def test_a_text_with_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Pat
     assert (tmp_path / "areas.csv").read_text(encoding="utf-8") == "caf\\udce9.png,道路\n"
 
 
+def test_errors_name_the_file_and_not_what_is_written_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "report.html"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        write_text(folder, "x")
+    assert raised.value.filename == str(folder)
+    long = tmp_path / (250 * "x")  # there is room for it, but not for the name of the partial file
+    with pytest.raises(OSError, match="too long") as refused:
+        write_text(long, "x")
+    assert refused.value.filename == str(long)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize("own", ["", "mine", "mine/sub"])
 def test_a_command_that_fails_removes_the_folders_that_it_made_and_no_others(
     first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str

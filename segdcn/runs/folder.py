@@ -39,6 +39,7 @@ _LASTING = {
     errno.ELOOP,
     errno.EINVAL,  # of a place within a file that its own, damaged bytes name
 }
+_PARTIAL = ".partial"
 _STARTED = time.time()
 _made: set[Path] = set()  # the folders that this process made, absolute
 
@@ -54,24 +55,36 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     system is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _open_partial(path)
-    partial = Path(file.name)
-    try:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        if sys.platform == "win32":  # where an open file cannot be renamed
+    with _naming(path):
+        file = _open_partial(path)
+        partial = Path(file.name)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # where an open file cannot be renamed
+                file.close()
+            partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+        except BaseException:
+            _throw_away(file, partial)
+            raise
+        finally:
             file.close()
-        partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system that name no file, or the one that is to take ``path``'s place, name ``path``."""
+    try:
+        yield
     except BaseException as error:
-        _throw_away(file, partial)
         # torch.save raises an error of its own where the disk is full
         for one in (error, error.__context__):
-            if isinstance(one, OSError) and one.errno is not None and one.filename is None:
+            if not isinstance(one, OSError) or one.errno is None:
+                continue
+            if one.filename is None or str(one.filename).endswith(_PARTIAL):
                 raise OSError(one.errno, os.strerror(one.errno), str(path)) from error
         raise
-    finally:
-        file.close()
 
 
 def _throw_away(file: IO[bytes], partial: Path) -> None:
@@ -89,7 +102,7 @@ def _open_partial(path: Path) -> IO[bytes]:
     So there are never more of them than processes that write ``path`` at once.
     """
     for number in itertools.count():
-        partial = path.with_name(f".{path.name}.{number}.partial")
+        partial = path.with_name(f".{path.name}.{number}{_PARTIAL}")
         try:
             file = open(partial, "wb", opener=_open_uncut)  # noqa: SIM115  (returned open)
         except PermissionError:
@@ -107,7 +120,7 @@ def _open_partial(path: Path) -> IO[bytes]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
             partial.unlink(missing_ok=True)  # a file system without locks: a name of this process alone
-            return path.with_name(f".{path.name}.{os.getpid()}.partial").open("wb")
+            return path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}").open("wb")
         file.close()
     raise AssertionError  # itertools.count has no end
 
