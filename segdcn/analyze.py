@@ -16,7 +16,16 @@ from segdcn import UserError
 from segdcn.commands.compose import freely, plain
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import decoration
-from segdcn.runs.folder import make_folder, reporting, run_folder_of, shown, write_bytes, write_json, write_text
+from segdcn.runs.folder import (
+    check_checkpoint,
+    make_folder,
+    reporting,
+    run_folder_of,
+    shown,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,8 +56,7 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     ):
         raise UserError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
     checkpoint = Path(config.checkpoint)
-    if not checkpoint.is_file():
-        raise UserError(f"no checkpoint file at {checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    check_checkpoint(checkpoint)
     folder = Path(config.output_dir or _default_folder(config, checkpoint))
     make_folder(folder, "output_dir=DIR")
     with reporting(folder):

@@ -17,7 +17,7 @@ from segdcn.commands.entry import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import is_first
-from segdcn.runs.folder import owned, reporting, run_folder_of, shown, write_json
+from segdcn.runs.folder import check_checkpoint, owned, reporting, run_folder_of, shown, write_json
 from segdcn.runs.overrides import is_of_the_place
 
 
@@ -94,8 +94,7 @@ def main(config: DictConfig) -> float:
     for limit, whole in ((f"limit_{config.split}_batches", None), ("fast_dev_run", False), ("overfit_batches", 0)):
         if config.trainer.get(limit) not in (None, whole):
             raise UserError(f"trainer.{limit} would leave images of split {config.split} out: do without it")
-    if not Path(config.checkpoint).is_file():
-        raise UserError(f"no checkpoint file at {config.checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    check_checkpoint(Path(config.checkpoint))
     config.output_dir = str(config.output_dir or evaluation_folder(config))
     folder, first = Path(config.output_dir), is_first()
     with ExitStack() as stack:

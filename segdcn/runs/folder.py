@@ -346,6 +346,15 @@ def run_folder_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
+def check_checkpoint(path: Path) -> None:
+    """That there is a file; whether it is a checkpoint is seen when it is read.
+
+    Raises: MissingFileError.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a path means: the file itself, or the last one of a run folder.
 
