@@ -17,6 +17,7 @@ from segdcn.commands.compose import freely, plain
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import decoration
 from segdcn.runs.folder import (
+    check_checkpoint,
     file_hash,
     make_folder,
     reporting,
@@ -56,8 +57,7 @@ def analyze(config: DictConfig) -> dict[str, Any]:
     ):
         raise UserError(f"pixels must be pairs of a row and a column, such as [[120,200],[40,60]], got {pixels}")
     checkpoint = Path(config.checkpoint)
-    if not checkpoint.is_file():
-        raise UserError(f"no checkpoint file at {checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    check_checkpoint(checkpoint)
     folder = Path(config.output_dir or _default_folder(config, checkpoint))
     make_folder(folder, "output_dir=DIR")
     with reporting(folder):
@@ -102,7 +102,8 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
         with decoration(f"pictures of {sample.name}", "those of other images are there"):
             views.append(_look(predictor, sample, pixels))
     for number, view in enumerate(views):
-        write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
+        with decoration(f"sampling_{number}.json", "the rest is there"):  # of points that are no numbers
+            write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
     with decoration("cost", "the rest is there"):
         result["cost"] = _cost(predictor, checkpoint, drawn, split, config.repeats)
     result["pictures"] = [view.facts() for view in views]

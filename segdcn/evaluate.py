@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +17,8 @@ from segdcn.commands.entry import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.processes import is_first
-from segdcn.runs.folder import file_hash, make_folder, reporting, run_folder_of, shown, write_json
+from segdcn.runs.folder import check_checkpoint, file_hash, owned, reporting, run_folder_of, shown, write_json
+from segdcn.runs.overrides import is_of_the_place
 
 
 def evaluate(config: DictConfig) -> float:
@@ -43,6 +47,7 @@ def evaluate(config: DictConfig) -> float:
         "seed": checkpoint.seed,
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": file_hash(checkpoint.path),
+        **other_data(config),
     }
     trainer = build_trainer(config, FiguresFile(folder, facts))
     run = trainer.validate if config.split == "val" else trainer.test
@@ -65,7 +70,18 @@ def evaluation_folder(config: DictConfig) -> Path:
         if config.inference[name] != default:
             numbers = re.findall(r"[\d.]+", str(config.inference[name]))  # whatever was typed: it is checked later
             parts.append(name + "-".join(numbers))
+    for key, value in sorted(other_data(config).items()):
+        text = "-".join(re.findall(r"[\w.+-]+", str(value)))
+        if len(text) > 40:  # a list of classes, say: a file's name has room for 255 bytes
+            text = hashlib.sha256(text.encode()).hexdigest()[:8]
+        parts.append(key.removeprefix("dataset.") + text)
     return run_folder_of(Path(config.checkpoint)) / "evaluation" / "_".join(parts)
+
+
+def other_data(config: DictConfig) -> dict[str, Any]:
+    """Settings by which the data are not those of the training, such as ``dataset.seed``; where they lie is none."""
+    given = {f"dataset.{key}": value for key, value in plain(config.dataset).items() if value is not None}
+    return {key: value for key, value in given.items() if not is_of_the_place(key)}
 
 
 @console_script("evaluate", freely(lambda key: key.startswith("dataset.")))
@@ -74,16 +90,16 @@ def main(config: DictConfig) -> float:
     quiet_libraries()
     if config.split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {config.split!r}")
-    limit = f"limit_{config.split}_batches"
-    if config.trainer.get(limit) is not None:
-        raise UserError(f"trainer.{limit} would leave images of split {config.split} out: leave it at null")
-    if not Path(config.checkpoint).is_file():
-        raise UserError(f"no checkpoint file at {config.checkpoint}: give one such as RUN/checkpoints/best.ckpt")
+    for limit, whole in ((f"limit_{config.split}_batches", None), ("fast_dev_run", False), ("overfit_batches", 0)):
+        if config.trainer.get(limit) not in (None, whole):
+            raise UserError(f"trainer.{limit} would leave images of split {config.split} out: do without it")
+    check_checkpoint(Path(config.checkpoint))
     config.output_dir = str(config.output_dir or evaluation_folder(config))
     folder, first = Path(config.output_dir), is_first()
-    if first:
-        make_folder(folder, "output_dir=DIR")
-    with reporting(folder, first):
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(owned(folder))
+        stack.enter_context(reporting(folder, first))
         return evaluate(config)
 
 

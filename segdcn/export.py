@@ -14,7 +14,16 @@ from omegaconf import DictConfig
 from segdcn import UserError
 from segdcn.commands.entry import console_script
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import file_hash, is_passing, make_folder, replacing, run_folder_of, shown, write_json
+from segdcn.runs.folder import (
+    file_hash,
+    is_passing,
+    make_folder,
+    replacing,
+    run_folder_of,
+    shown,
+    unmake_folder,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,15 +201,11 @@ def _show(cases: list[Agreement], runtime: str, image: str) -> None:
 @contextlib.contextmanager
 def _folder_of(target: Path) -> Iterator[None]:
     """The folder that the file is written to; at the end what was made for it and is empty goes."""
-    folder = target.parent
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder, "output=FILE")
+    make_folder(target.parent, "output=FILE")
     try:
         yield
     finally:
-        for path in made:
-            with contextlib.suppress(OSError):  # not empty
-                path.rmdir()
+        unmake_folder(target.parent)
 
 
 @console_script("export")

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from segdcn.commands.entry import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
-from segdcn.runs.folder import make_folder, replacing, shown, write_bytes
+from segdcn.runs.folder import is_passing, make_folder, replacing, shown, write_bytes, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +64,7 @@ class Results:
 def predict(config: DictConfig) -> list[str]:
     """Predict all of ``config.input`` into ``config.output``.
 
-    Whatever goes wrong with one file, the others are predicted and areas.csv has what there is.
+    Whatever goes wrong with one file, the others are predicted; areas.csv has what there is, whatever ends it.
 
     Returns:
         One line for each file that could not be predicted, which names it.
@@ -72,6 +72,7 @@ def predict(config: DictConfig) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: before anything is written; nothing to predict, two files with one output, or a
             checkpoint that cannot be used.
+        OSError: a fault of the moment, such as a full disk.
     """
     source, output = Path(config.input), Path(config.output)
     found = find_files(source, output)  # before torch is imported: a wrong path is reported at once
@@ -100,11 +101,15 @@ def predict(config: DictConfig) -> list[str]:
                 try:
                     run(predictor, path, name, config, results, progress)
                 except Exception as error:
+                    if is_passing(error):
+                        raise
                     failed.append(_problem(path, error))
                 progress.advance(task)
-    finally:  # also where a person ends it
-        if config.areas:
-            write_bytes(output / "areas.csv", _table(results))
+    except BaseException:  # also where a person ends it
+        with suppress(OSError):  # the first error is the one to tell
+            _write_areas(results, config)
+        raise
+    _write_areas(results, config)
     print(
         f"{len(found.files) - len(failed)} of {len(found.files)} file(s) predicted, in {printable(str(shown(output)))}"
     )
@@ -132,6 +137,8 @@ def find_files(source: Path, output: Path) -> Found:
     if source.is_file():
         if source.suffix.lower() not in IMAGES | VIDEOS:
             raise UserError(f"input={source} is neither an image nor a video by its suffix: {known}")
+        if output.resolve() == source.parent.resolve():
+            raise UserError(f"output={output} is the folder of the input: its own files might be replaced by results")
         return Found({source.stem: source}, [], [])
     if not source.is_dir():
         raise MissingFileError(f"input={source} does not exist: give an image, a video or a folder")
@@ -183,13 +190,15 @@ def _problem(path: Path, error: Exception) -> str:
     return message if name in message else f"{name}: {message}"
 
 
-def _table(results: Results) -> bytes:
-    """areas.csv; bytes of a file's name that are not UTF-8 are written as escapes."""
+def _write_areas(results: Results, config: DictConfig) -> None:
+    """areas.csv, where it is asked for; bytes of a file's name that are not UTF-8 are written as escapes."""
+    if not config.areas:
+        return
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("file", "class", "pixels", "share"))
     writer.writerows((file, label, pixels, f"{share:.6f}") for file, label, pixels, share in results.areas)
-    return table.getvalue().encode("utf-8", "backslashreplace")
+    write_text(Path(config.output) / "areas.csv", table.getvalue())
 
 
 def _predict_image(

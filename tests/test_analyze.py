@@ -120,6 +120,16 @@ def test_known_offsets_are_told(first_run: FirstRun, tmp_path: Path) -> None:
         assert layer["effective_dilation"]["all"]["mean"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("bias", [float("nan"), float("inf")])
+def test_offsets_that_are_no_numbers_leave_the_rest(
+    first_run: FirstRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], bias: float
+) -> None:
+    checkpoint = changed(first_run, tmp_path, bias)
+    assert call(main, f"checkpoint={checkpoint}", *QUICK, "pictures=1", "images=1") == 0
+    assert "warning: no sampling_0.json: " in capsys.readouterr().err
+    assert result(checkpoint)["cost"]["size"] == [96, 96]
+
+
 GROUPS = ("model.deform.layers=2", "model.deform.modulated=true", "model.deform.offset_groups=4")
 
 

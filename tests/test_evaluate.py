@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from miniatures import make_cityscapes, make_voc
 from PIL import Image
 from runs import BARE, call, compose, make_camvid, one_line, process
 
+from segdcn import evaluate
 from segdcn.data.cityscapes import Cityscapes
 from segdcn.evaluate import main
+from segdcn.runs.folder import LOCK, owned
 from segdcn.train import main as train_main
 from segdcn.train import train
 
@@ -46,7 +49,8 @@ def test_figures_are_those_of_training(
     assert written["checkpoint_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert written["inference"] == "whole image, single scale"
     assert 0 < written["seconds_per_image"] < 10
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "counts.npz", "environment.json", "panels"}
+    left = {"metrics.json", "counts.npz", "environment.json", "panels", LOCK}
+    assert {path.name for path in folder.iterdir()} == left
     assert {path.name for path in (folder / "panels").iterdir()} == {"val_0.png", "val_0_sampling.png"}
     table = capsys.readouterr().out
     for name in ("background", "crescent", "mean IoU", "pixel accuracy"):
@@ -125,6 +129,39 @@ def test_inference_options_have_a_folder_and_figures_of_their_own(checkpoint: Pa
     assert written["inference"] == "window 64×64, stride 43×43, scales 0.75, 1.25, mirrored too"
     assert (own / "panels" / "val_0.png").is_file()
     assert figures(own) != figures(evaluations / "best_val")
+
+
+def test_other_data_have_a_folder_of_their_own_and_are_told(checkpoint: Path) -> None:
+    assert call(main, f"checkpoint={checkpoint}", *CPU) == 0
+    own = checkpoint.parents[1] / "evaluation" / "best_val"
+    before = figures(own)
+    assert call(main, f"checkpoint={checkpoint}", "dataset.val_images=3", "dataset.seed=5", *CPU) == 0
+    other = own.with_name("best_val_seed5_val_images3")
+    written = json.loads((other / "metrics.json").read_text())
+    assert {"dataset.seed": 5, "dataset.val_images": 3, "images": 3}.items() <= written.items()
+    assert figures(own) == before != figures(other)
+
+
+def test_names_of_folders_of_other_data_are_no_longer_than_a_file_system_takes(checkpoint: Path) -> None:
+    def name(*settings: str) -> str:
+        return evaluate.evaluation_folder(compose("evaluate", f"checkpoint={checkpoint}", *settings)).name
+
+    assert name("dataset.root=/data/x", "++dataset.masks_dir=y") == "best_val"
+    assert name("++dataset.shift=-1", "++dataset.crop=[1,2]") == "best_val_crop1-2_shift-1"
+    many = [f"++dataset.class_names=[{','.join(100 * [kind])}]" for kind in ("road", "lane")]
+    assert name(many[0]) != name(many[1])
+    assert len(name(many[0])) < 50
+
+
+def test_an_evaluation_that_is_being_written_is_not_written_twice(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "owned", partial(owned, wait=0.2))
+    folder = checkpoint.parents[1] / "evaluation" / "best_val"
+    with owned(folder):
+        assert call(main, f"checkpoint={checkpoint}", *CPU) == 1
+    assert "evaluation/best_val is being written by another process" in one_line(capsys.readouterr().err)
+    assert [path.name for path in folder.iterdir()] == [LOCK]
 
 
 @pytest.mark.slow
@@ -246,10 +283,19 @@ def test_split_without_labels_gives_files_and_no_figures(
     assert len(list((tmp_path / "submission").iterdir())) == 1
 
 
-def test_partial_evaluation_is_no_evaluation(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(main, f"checkpoint={checkpoint}", "trainer.limit_val_batches=1", *CPU) == 1
+@pytest.mark.parametrize(
+    "option",
+    [
+        "trainer.limit_val_batches=1",
+        "trainer.limit_val_batches=0",
+        "+trainer.fast_dev_run=true",
+        "+trainer.overfit_batches=1",
+    ],
+)
+def test_partial_evaluation_is_no_evaluation(checkpoint: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert call(main, f"checkpoint={checkpoint}", option, *CPU) == 1
     message = one_line(capsys.readouterr().err)
-    assert "trainer.limit_val_batches would leave images of split val out" in message
+    assert f"{option.lstrip('+').partition('=')[0]} would leave images of split val out" in message
 
 
 @pytest.mark.parametrize(

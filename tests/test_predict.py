@@ -23,6 +23,7 @@ from test_predictor import noise
 
 import segdcn
 from segdcn import evaluate as evaluate_command
+from segdcn.commands.errors import TRY_AGAIN
 from segdcn.data import decoding
 from segdcn.predict import main
 from segdcn.predictor import Predictor
@@ -230,6 +231,34 @@ def test_figures_of_the_other_files_are_never_lost(
     assert names_in_areas(out) == ["a.png", "c.png"]
 
 
+@pytest.mark.parametrize("full_for", ["b_labels.png", ""])
+def test_a_full_disk_ends_it_and_is_told_as_what_it_is(
+    checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    full_for: str,
+) -> None:
+    """From the second image on, for its files or for all."""
+    for name in "abc":
+        save(tmp_path / "in" / f"{name}.png")
+    sync, out = os.fsync, tmp_path / "out"
+
+    def full(descriptor: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if (out / "a_labels.png").exists() and full_for in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    options = (f"input={tmp_path / 'in'}", f"output={out}", "areas=true", "overlay=false", "device=cpu")
+    assert call(main, checkpoint, *options) == TRY_AGAIN
+    assert f"{out}/b_labels.png: No space left on device" in one_line(capsys.readouterr().err)
+    assert files(out) == (["a_labels.png", "areas.csv"] if full_for else ["a_labels.png"])
+    if full_for:
+        assert names_in_areas(out) == ["a.png"]
+
+
 def test_a_picture_that_fails_costs_no_figure(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +342,7 @@ def test_nearly_black_images_are_spoken_of_once(
         (("output=x",), ("input must be given",)),
         (("input=nowhere", "output=x"), ("input=nowhere does not exist",)),
         (("input=photos", "output=photos"), ("output=photos is the input folder",)),
+        (("input=photos/a.png", "output=photos/../photos"), ("output=photos/../photos is the folder of the input",)),
         (("input=photos/a.txt", "output=x"), ("a.txt", "neither an image nor a video", ".jpg")),
         (("input=empty", "output=x"), ("input=empty holds no image",)),
         (("input=raw", "output=x"), ("input=raw holds no image", ": 2 files passed over: .cr2 (1), .txt (1)")),

@@ -21,7 +21,7 @@ import torch
 from conftest import FirstRun
 from runs import BARE, call, one_line, process
 
-from segdcn import MissingFileError, UserError, train
+from segdcn import MissingFileError, UserError, analyze, evaluate, train
 from segdcn.callbacks import AtomicCheckpoints
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.runs.environment import environment
@@ -111,13 +111,46 @@ def test_figures_that_do_not_exist_are_null(tmp_path: Path) -> None:
         "val/iou/car": None,
         "split": "val",
     }
-    with pytest.raises(ValueError, match="JSON"):  # strict readers refuse what is no JSON
-        write_json(tmp_path / "metrics.json", {"val/loss": math.inf})
+    write_json(tmp_path / "metrics.json", {"layers": [{"mean": math.nan, "span": (1.5, math.nan)}]})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"layers": [{"mean": None, "span": [1.5, None]}]}
+    for infinite in (math.inf, [{"mean": -math.inf}]):
+        with pytest.raises(ValueError, match="JSON"):  # strict readers refuse what is no JSON
+            write_json(tmp_path / "metrics.json", {"val/loss": infinite})
 
 
 def test_a_text_with_a_file_name_that_is_no_unicode_can_be_written(tmp_path: Path) -> None:
     write_text(tmp_path / "areas.csv", os.fsdecode(b"caf\xe9.png") + ",道路\n")
     assert (tmp_path / "areas.csv").read_text(encoding="utf-8") == "caf\\udce9.png,道路\n"
+
+
+def test_errors_name_the_file_and_not_what_is_written_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "report.html"
+    folder.mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        write_text(folder, "x")
+    assert raised.value.filename == str(folder)
+    long = tmp_path / (250 * "x")  # there is room for it, but not for the name of the partial file
+    with pytest.raises(OSError, match="too long") as refused:
+        write_text(long, "x")
+    assert refused.value.filename == str(long)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("own", ["", "mine", "mine/sub"])
+def test_a_command_that_fails_removes_the_folders_that_it_made_and_no_others(
+    first_run: FirstRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(own).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    checkpoint = f"checkpoint='{first_run.folder}/checkpoints/best.ckpt'"
+    output = "output_dir=mine/sub"
+    assert call(train.main, *BARE, "trainer.max_epochs=1", "dataset.seed=-1", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert call(evaluate.main, checkpoint, "protocol=pascal", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert call(analyze.main, checkpoint, "device=abacus", output) == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_of_many_runs_that_start_in_one_second_each_has_its_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from segdcn import UserError
 from segdcn.commands.entry import plain_script
-from segdcn.runs.folder import make_folder
+from segdcn.runs.folder import make_folder, shown
 
 if TYPE_CHECKING:
     from segdcn.runs.checkpoint import Checkpoint
@@ -56,8 +56,12 @@ def run(options: argparse.Namespace) -> Path:
     folders = options.folders
 
     def open_dataset(checkpoint: Checkpoint) -> Any:
-        return checkpoint.dataset({"root": options.data})
+        # some data sets are generated, and have none
+        return checkpoint.dataset({"root": options.data} if "root" in checkpoint.groups["dataset"] else {})
 
+    if options.output is not None and options.output.is_dir():
+        page = options.output / FILE
+        raise UserError(f"--output {shown(options.output)} is a folder: give a file, such as {shown(page)}")
     target = folders[0] if options.output is None else options.output.parent
     if options.output is not None or target.is_dir():  # before the page is made, which takes a while
         make_folder(target, "--output FILE")
@@ -74,8 +78,6 @@ def run(options: argparse.Namespace) -> Path:
 @plain_script
 def main() -> None:
     """Console script."""
-    from segdcn.runs.folder import shown
-
     options = parse_arguments()
     path = run(options)
     print(f"report in {shown(path)} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdcn import MissingFileError, UserError
-from segdcn.runs.folder import is_passing, run_folder_of, typed
+from segdcn import UserError
+from segdcn.runs.folder import check_checkpoint, is_passing, run_folder_of, typed
 
 GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
@@ -159,8 +159,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
 
     Raises: MissingFileError, or UserError when the file is damaged or not from segdcn; one line each.
     """
-    if not path.is_file():
-        raise MissingFileError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
+    check_checkpoint(path)
     from segdcn.models.weights import DamagedFileError, read_saved
 
     try:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import sys
 import time
 import traceback
@@ -41,7 +40,9 @@ _LASTING = {
     errno.ELOOP,
     errno.EINVAL,  # of a place within a file that its own, damaged bytes name
 }
+_PARTIAL = ".partial"
 _STARTED = time.time()
+_made: set[Path] = set()  # the folders that this process made, absolute
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -55,24 +56,36 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     system is not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _open_partial(path)
-    partial = Path(file.name)
-    try:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        if sys.platform == "win32":  # where an open file cannot be renamed
+    with _naming(path):
+        file = _open_partial(path)
+        partial = Path(file.name)
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if sys.platform == "win32":  # where an open file cannot be renamed
+                file.close()
+            partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+        except BaseException:
+            _throw_away(file, partial)
+            raise
+        finally:
             file.close()
-        partial.replace(path)  # elsewhere while it is locked: nobody else may take it for left behind
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system that name no file, or the one that is to take ``path``'s place, name ``path``."""
+    try:
+        yield
     except BaseException as error:
-        _throw_away(file, partial)
         # torch.save raises an error of its own where the disk is full
         for one in (error, error.__context__):
-            if isinstance(one, OSError) and one.errno is not None and one.filename is None:
+            if not isinstance(one, OSError) or one.errno is None:
+                continue
+            if one.filename is None or str(one.filename).endswith(_PARTIAL):
                 raise OSError(one.errno, os.strerror(one.errno), str(path)) from error
         raise
-    finally:
-        file.close()
 
 
 def _throw_away(file: IO[bytes], partial: Path) -> None:
@@ -90,7 +103,7 @@ def _open_partial(path: Path) -> IO[bytes]:
     So there are never more of them than processes that write ``path`` at once.
     """
     for number in itertools.count():
-        partial = path.with_name(f".{path.name}.{number}.partial")
+        partial = path.with_name(f".{path.name}.{number}{_PARTIAL}")
         try:
             file = open(partial, "wb", opener=_open_uncut)  # noqa: SIM115  (returned open)
         except PermissionError:
@@ -108,7 +121,7 @@ def _open_partial(path: Path) -> IO[bytes]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
             partial.unlink(missing_ok=True)  # a file system without locks: a name of this process alone
-            return path.with_name(f".{path.name}.{os.getpid()}.partial").open("wb")
+            return path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}").open("wb")
         file.close()
     raise AssertionError  # itertools.count has no end
 
@@ -129,9 +142,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one JSON object atomically; figures that do not exist (NaN) become null."""
-    plain = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
-    write_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    """Write one JSON object atomically; figures that do not exist (NaN) become null, at any depth.
+
+    Raises: ValueError for an infinite one, which is no figure that is missing.
+    """
+    write_text(path, json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def file_hash(path: Path) -> str:
@@ -175,7 +198,9 @@ def make_folder(folder: Path, option: str) -> None:
     Raises: UserError, one line, where that is not possible.
     """
     try:
+        missing = [path for path in _around(folder) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        _made.update(missing)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -184,6 +209,20 @@ def make_folder(folder: Path, option: str) -> None:
         raise UserError(
             f"{shown(folder)} cannot be written to ({error.strerror}): give another with {option}"
         ) from error
+
+
+def unmake_folder(folder: Path) -> None:
+    """Remove a folder and those around it, as far as they are empty and were made by this process."""
+    with contextlib.suppress(OSError):  # not empty
+        for path in itertools.takewhile(_made.__contains__, _around(folder)):
+            path.rmdir()
+            _made.remove(path)
+
+
+def _around(folder: Path) -> list[Path]:
+    """A folder and all that it lies in, absolute, the innermost first."""
+    folder = folder.absolute()
+    return [folder, *folder.parents]
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
@@ -246,6 +285,7 @@ def new_folder(parent: Path, name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
             folder.mkdir()
+            _made.add(folder.absolute())
             return folder
         except FileExistsError:
             number += 1
@@ -272,7 +312,9 @@ def owned(folder: Path, wait: float = 10.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting(folder: Path, first: bool = True) -> Iterator[None]:
-    """An error leaves error.txt in the folder, with the time, the command and the traceback; an empty folder goes.
+    """An error leaves error.txt in the folder, with the time, the command and the traceback.
+
+    Where nothing was begun it leaves nothing: an empty folder goes, unless it was there before.
 
     first: whether this is the first of the processes that share the folder. It speaks for all that fail alike:
     another one that fails after it ends without a word.
@@ -290,23 +332,20 @@ def _told_by_first(folder: Path) -> bool:
     """Whether the first process has reported an error of its own, given time to do it."""
     time.sleep(2)
     report = folder / "error.txt"
-    # an empty folder is taken away by the process that reports
-    return not folder.exists() or (report.exists() and report.stat().st_mtime > _STARTED)
+    # where nothing was begun the lock is taken away by the process that reports
+    return not (folder / LOCK).exists() or (report.exists() and report.stat().st_mtime > _STARTED)
 
 
 def _leave_behind(folder: Path, report: str) -> None:
-    """error.txt in a folder where something was begun; of an empty one nothing, nor of empty ones around it."""
+    """error.txt in a folder where something was begun; of an empty one that was made for it nothing."""
     try:
         left = {path.name for path in folder.iterdir()}
         if left - {LOCK}:
             with (folder / "error.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(sys.argv)}\n{report}\n")
             return
-        shutil.rmtree(folder)
-        for parent in folder.absolute().parents:
-            if Path.cwd() not in parent.parents or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        (folder / LOCK).unlink(missing_ok=True)
+        unmake_folder(folder)
     except OSError:  # a full disk is the error that is being reported
         print(report, file=sys.stderr)
 
@@ -315,6 +354,15 @@ def run_folder_of(checkpoint: Path) -> Path:
     """The run folder that a checkpoint belongs to: RUN/checkpoints/NAME.ckpt, or else the file's own folder."""
     checkpoint = checkpoint.resolve()
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def check_checkpoint(path: Path) -> None:
+    """That there is a file; whether it is a checkpoint is seen when it is read.
+
+    Raises: MissingFileError.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no checkpoint file at {path}: give one such as RUN/checkpoints/best.ckpt")
 
 
 def find_checkpoint(path: str | Path) -> Path:

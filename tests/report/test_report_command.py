@@ -112,6 +112,12 @@ def test_without_data_the_page_has_figures_and_says_why(make_run: Make) -> None:
     assert 'id="confusion' in page or 'class="confusion' in page
 
 
+def test_where_data_are_is_nothing_to_a_data_set_that_is_generated(make_run: Make) -> None:
+    run = make_run("run")
+    assert call(main, str(run), "--data", "/nowhere") == 0
+    assert 'id="viewer"' in (run / "report.html").read_text()
+
+
 def test_other_data_than_were_counted_are_not_shown(make_run: Make) -> None:
     page = report_run(make_run("run"), lambda _: Shapes(train_images=1, val_images=5)).read_text()
     assert "the data at hand are not the 8 val images that were counted" in page
@@ -194,6 +200,10 @@ def test_errors_are_one_line(make_run: Make, tmp_path: Path, capsys: pytest.Capt
     assert call(main, str(tmp_path / "nothing")) == 1
     assert "no run folder at" in one_line(capsys.readouterr().err)
     run, other = make_run("run"), make_run("other")
+    assert call(main, str(run), "--output", str(tmp_path)) == 1
+    assert f"--output {tmp_path} is a folder: give a file, such as {tmp_path}/report.html" in one_line(
+        capsys.readouterr().err
+    )
     figures = json.loads((other / "metrics.json").read_text())
     del figures["val/iou/disc"]
     (other / "metrics.json").write_text(json.dumps(figures))
