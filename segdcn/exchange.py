@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from segdcn import MissingPackageError, UserError
-from segdcn.models import deformable_layers
+from segdcn.models import DeepLab, deformable_layers
 from segdcn.ops.deform_conv import Backend
 
 Deformation = Literal["standard", "grid_sample"]
@@ -112,8 +112,10 @@ def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
         layer.backend = _BACKENDS[deform]
     try:
         # only shapes pass through; two cells of every map at least, as one would be taken for a constant
+        # torch 2.7 takes a hook of the outermost module (see giving_logits) for a second graph
+        whole = network if isinstance(network, DeepLab) else nn.Sequential(network)
         return torch.export.export(
-            network.eval(),
+            whole.eval(),
             (torch.zeros(2, 3, 96, 128, device=device),),
             dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segdcn import UserError
+from segdcn.models.deeplab import DeepLab
 from segdcn.models.heads import BIGGER_BATCH
 from segdcn.models.shapes import in_mode, run_on_shapes
 
@@ -28,7 +29,8 @@ def giving_logits(network: Any) -> nn.Module:
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"model must name a torch.nn.Module, or a function that makes one; it made {_kind(network)}")
-    network.register_forward_hook(_only_out)
+    if not isinstance(network, DeepLab):
+        network.register_forward_hook(_only_out)
     return network
 
 
