@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -193,6 +194,19 @@ def test_the_lock_of_a_folder_dies_with_its_owner(tmp_path: Path) -> None:
     other.wait()
     with owned(tmp_path, wait=0.2):
         pass
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="lies on a file system without locks"), owned(tmp_path / "run"):
+        pass
+    write_text(tmp_path / "file", "whole")  # which needs none
+    assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_a_lock_that_was_inherited_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 def quiet_libraries() -> None:
-    """Leave out what a newcomer can do nothing about; warnings that concern a run still show, ours as one line."""
+    """Leave out what a newcomer can do nothing about; warnings that concern a run still show."""
     import pytorch_lightning  # noqa: F401  (its import sets the level that is changed here)
 
     for name in ("pytorch_lightning", "lightning_fabric.utilities.distributed"):
@@ -269,11 +269,3 @@ def quiet_libraries() -> None:
         ".*`srun` command is available.*",  # a cluster's login node, or a sweep's own start of a job there
     ):
         warnings.filterwarnings("ignore", message)
-    as_usual = warnings.formatwarning
-
-    def formatted(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
-        if Path(filename).is_relative_to(_PACKAGE):
-            return f"warning: {message}\n"
-        return as_usual(message, category, filename, lineno, line)
-
-    warnings.formatwarning = formatted

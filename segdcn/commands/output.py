@@ -5,15 +5,31 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_as_usual = warnings.formatwarning
 
 
 def readable_output() -> None:
-    """Let what an output's encoding lacks come out as a backslash escape, instead of ending the program."""
+    """Let what an output's encoding lacks come out as a backslash escape, instead of ending the program.
+
+    A warning of the package's own is one line, without its place in the code.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _formatted
+
+
+def _formatted(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+    if Path(filename).is_relative_to(_PACKAGE):
+        return f"warning: {message}\n"
+    return _as_usual(message, category, filename, lineno, line)
 
 
 @contextmanager

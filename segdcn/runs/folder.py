@@ -41,6 +41,7 @@ _LASTING = {
     errno.EINVAL,  # of a place within a file that its own, damaged bytes name
 }
 _PARTIAL = ".partial"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 _STARTED = time.time()
 _made: set[Path] = set()  # the folders that this process made, absolute
 
@@ -118,7 +119,7 @@ def _open_partial(path: Path) -> IO[bytes]:
             pass
         except OSError as error:
             file.close()
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            if error.errno not in _NO_LOCKS:
                 raise
             partial.unlink(missing_ok=True)  # a file system without locks: a name of this process alone
             return path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}").open("wb")
@@ -241,15 +242,23 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[int | None]:
         if _inherited(descriptor):
             yield descriptor
             return
-        end = time.monotonic() + seconds
-        while not _try_to_lock(descriptor):
-            if time.monotonic() >= end:
-                yield None
-                return
-            time.sleep(0.05)
-        yield descriptor
+        yield descriptor if _wait_for_lock(descriptor, seconds, path) else None
     finally:
         os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, seconds: float, path: Path) -> bool:
+    end = time.monotonic() + seconds
+    try:
+        while not _try_to_lock(descriptor):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.05)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise UserError(f"{shown(path.parent)} lies on a file system without locks: choose another") from error
+        raise
+    return True
 
 
 def _inherited(descriptor: int) -> bool:
