@@ -78,6 +78,7 @@ def test_a_best_checkpoint_can_be_resumed_from(whole: Path, tmp_path: Path, caps
     assert (tmp_path / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_figures_go_when_the_weights_that_they_are_of_do(whole: Path, tmp_path: Path) -> None:
     """A run that had ended, goes on and is killed: what is left must not tell old figures of new weights."""
     run = tmp_path / "run"

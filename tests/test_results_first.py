@@ -135,6 +135,7 @@ def test_class_names_that_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixt
     assert checkpoint["segdcn"]["class_names"] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_an_output_that_knows_few_letters_ends_nothing(tmp_path: Path) -> None:
     """As a batch system's log, or a file on Windows."""
     root = make_folder_dataset(tmp_path / "data", dict.fromkeys("abcd"))

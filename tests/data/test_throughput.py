@@ -22,7 +22,7 @@ def test_made_up_streets_are_like_the_data_sets_own(tmp_path: Path) -> None:
     assert 2e6 < image.stat().st_size < 3e6
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_rates_are_per_worker_and_consistent(tmp_path: Path, workers: int) -> None:
     samples = Cityscapes(make_streets(tmp_path, images=1)).split("train")
     rates = measure(samples, (64, 96), photometric=0.3, workers=workers, seconds=0.15, rounds=1)

@@ -44,7 +44,9 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sweep]:
     return asked
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "modern" in name else name for name in SWEEPS]
+)
 def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
     data = []
     if name.endswith("voc"):
