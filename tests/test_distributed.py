@@ -19,6 +19,7 @@ from torch import Tensor
 from segdcn import evaluate, processes, train
 from segdcn.losses import SegmentationLoss
 from segdcn.models import Deform, build_deeplab
+from segdcn.runs.folder import LOCK
 
 HERE = Path(__file__).parent
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.sync_batchnorm=false")
@@ -237,7 +238,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "batch    4 images x 2 devices = 8 per step, learning rate 0.003 (offsets x 0.1)\n" in ended.stdout
     assert list(cwd.iterdir()) == [cwd / "run"]
     names = {path.name for path in (cwd / "run").iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.csv", "metrics.json", "counts.npz", "checkpoints"}
+    made = {"config.yaml", "environment.json", "metrics.csv", "metrics.json", "counts.npz", "checkpoints", LOCK}
+    assert names == made
     assert json.loads((cwd / "run" / "metrics.json").read_text())["images"] == 7
     return cwd / "run"
 
