@@ -61,10 +61,11 @@ def read_run(sweep: Sweep, job: Job, metric: str) -> Run:
     facts = read_object(path, again)
     if metric.startswith("test/"):
         path = folder / "evaluation" / "best_test" / "metrics.json"
-        again = f"segdcn-evaluate {typed(folder / 'checkpoints' / 'best.ckpt', 'checkpoint')} split=test"
-        tested = read_object(path, again) if path.is_file() else {}
         best = folder / "checkpoints" / "best.ckpt"
-        if tested and not (best.is_file() and tested.get("checkpoint_sha256") != file_hash(best)):
+        again = f"segdcn-evaluate {typed(best, 'checkpoint')} split=test"
+        tested = read_object(path, again) if path.is_file() else {}
+        # figures of a checkpoint that was deleted since then stay, those of one that was trained on do not
+        if tested and (not best.is_file() or tested.get("checkpoint_sha256") == file_hash(best)):
             facts |= {**tested, "checkpoint": Path(str(tested.get("checkpoint"))).name}
         else:
             facts[metric] = None
