@@ -73,6 +73,14 @@ def process(cwd: Path, *command: str, **environment: str) -> subprocess.Complete
     )
 
 
+def waiting(script: str, path: Path, word: str) -> subprocess.Popen[bytes]:
+    """A process of a Python script that is given a path, once it has said a word; it runs on until it is killed."""
+    started = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline() == f"{word}\n".encode()
+    return started
+
+
 def one_line(captured: str) -> str:
     """The single line of an error; fails on anything else."""
     assert captured.startswith("error: "), captured

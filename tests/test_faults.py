@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, one_line
+from runs import BARE, call, one_line, waiting
 
 from segdcn import UserError, predict, train
 from segdcn.commands.kinds import check_kinds
@@ -30,10 +29,7 @@ def half_written(file: Path) -> subprocess.Popen[bytes]:
         "with replacing(pathlib.Path(sys.argv[1])) as file:\n"
         "    file.write(b'half' * 1000); file.flush(); print('written', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(file)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"written\n"
-    return process
+    return waiting(script, file, "written")
 
 
 def test_what_killed_writers_leave_is_one_file_and_gone_after_the_next(tmp_path: Path) -> None:

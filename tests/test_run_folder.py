@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, one_line, process
+from runs import BARE, call, one_line, process, waiting
 
 from segdcn import MissingFileError, UserError, analyze, evaluate, train
 from segdcn.callbacks import AtomicCheckpoints
@@ -180,10 +180,7 @@ def hold(folder: Path) -> subprocess.Popen[bytes]:
         "import pathlib, sys, time; from segdcn.runs.folder import owned\n"
         "with owned(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    return process
+    return waiting(script, folder, "held")
 
 
 def test_the_lock_of_a_folder_dies_with_its_owner(tmp_path: Path) -> None:
