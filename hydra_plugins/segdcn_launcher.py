@@ -35,7 +35,7 @@ ConfigStore.instance().store(
 
 
 class SegdcnLauncher(Launcher):
-    """Every job of a multirun is a process of its own, ``python -m segdcn.train``, run by the config's ``launcher``."""
+    """Every job of a multirun is a process of its own, ``python -m segdcn.commands.train``, run by ``launcher``."""
 
     context: HydraContext
     config: DictConfig
@@ -75,7 +75,7 @@ class SegdcnLauncher(Launcher):
         from hydra.utils import instantiate
 
         from segdcn.commands.compose import check_hydra_keys
-        from segdcn.runs.folder import shown
+        from segdcn.runs.files import shown
         from segdcn.sweep.local import LocalLauncher
         from segdcn.sweep.plan import read_sweep
 
@@ -110,7 +110,8 @@ class SegdcnLauncher(Launcher):
                 build_dataset(config)
 
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: bool) -> list[JobReturn]:
-        from segdcn.runs.folder import locked, shown
+        from segdcn.runs.files import shown
+        from segdcn.runs.folder import locked
         from segdcn.sweep.jobs import read_progress
         from segdcn.sweep.local import SweepStopped
         from segdcn.sweep.results import report

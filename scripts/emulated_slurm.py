@@ -147,7 +147,16 @@ def until(condition: Callable[[], object], what: str, seconds: float) -> None:
 
 def train(name: str, place: str, *options: str) -> subprocess.Popen[str]:
     """Start the sweep under a name of its own."""
-    command = [sys.executable, "-m", "segdcn.train", "-m", *SWEEP, *place.split(), f"sweep.name={name}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "segdcn.commands.train",
+        "-m",
+        *SWEEP,
+        *place.split(),
+        f"sweep.name={name}",
+        *options,
+    ]
     print("$", " ".join(command[1:]), flush=True)
     return subprocess.Popen(command, text=True)
 
@@ -195,7 +204,7 @@ def step(*arguments: str) -> subprocess.CompletedProcess[str]:
     training = [*SWEEP[:-1], "seed=0", f"output_dir={Path('step').absolute()}"]
     tasks = [argument for argument in arguments if argument.startswith("--")]
     trainer = [argument for argument in arguments if not argument.startswith("--")]
-    command = ["srun", "--partition=main", *tasks, sys.executable, "-m", "segdcn.train", *training, *trainer]
+    command = ["srun", "--partition=main", *tasks, sys.executable, "-m", "segdcn.commands.train", *training, *trainer]
     print("$", " ".join(command[:5]), "...", *trainer, flush=True)
     return subprocess.run(command, capture_output=True, text=True)
 

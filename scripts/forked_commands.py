@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 MODULES = {
-    "train": "segdcn.train",
-    "evaluate": "segdcn.evaluate",
-    "predict": "segdcn.predict",
-    "export": "segdcn.export",
-    "analyze": "segdcn.analyze",
-    "data": "segdcn.data.__main__",
-    "report": "segdcn.report.__main__",
-    "sweep": "segdcn.sweep.__main__",
+    "train": "segdcn.commands.train",
+    "evaluate": "segdcn.commands.evaluate",
+    "predict": "segdcn.commands.predict",
+    "export": "segdcn.commands.export",
+    "analyze": "segdcn.commands.analyze",
+    "data": "segdcn.commands.data",
+    "report": "segdcn.commands.report",
+    "sweep": "segdcn.commands.sweep",
 }
 # Four steps an epoch, each of which is saved; a checkpoint has 7 MB.
 TRAINING = (
@@ -43,10 +43,11 @@ TIMEOUT = 60.0  # seconds
 MEMORY = 24 << 30  # bytes of addresses that a command gets
 # beside them what they import when they need it
 _LATE = (
-    "segdcn.callbacks",
+    "segdcn.training.pictures",
+    "segdcn.training.progress",
     "segdcn.data.datamodule",
-    "segdcn.predictor",
-    "segdcn.exchange",
+    "segdcn.inference.predictor",
+    "segdcn.interchange.files",
     "onnxruntime",
     "onnxscript",
 )

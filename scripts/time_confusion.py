@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from segdcn.benchmarks.stopwatch import interleaved
 from segdcn.evaluation import SegmentationMetrics
-from segdcn.stopwatch import interleaved
 
 CLASSES = 19
 

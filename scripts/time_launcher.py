@@ -31,7 +31,7 @@ SETTINGS = (
 def seconds(folder: Path, *arguments: str) -> float:
     """Wall time of one segdcn-train."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "segdcn.train", *arguments, *SETTINGS]
+    command = [sys.executable, "-m", "segdcn.commands.train", *arguments, *SETTINGS]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 

@@ -1,9 +1,12 @@
 """segdcn: semantic segmentation with deformable convolution on PyTorch Lightning and Hydra."""
 
+import errno
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segdcn.predictor import Prediction, Predictor, load
+    from segdcn.inference.predictor import Prediction, Predictor
+    from segdcn.runs.checkpoint import load
 
 __version__ = "0.1.0"
 __all__ = ["MissingFileError", "MissingPackageError", "Prediction", "Predictor", "UserError", "load"]
@@ -29,10 +32,40 @@ class MissingPackageError(UserError, ImportError):
     """An optional package that is not installed."""
 
 
+_LAZY = {
+    "Prediction": "segdcn.inference.predictor",
+    "Predictor": "segdcn.inference.predictor",
+    "load": "segdcn.runs.checkpoint",
+}
+_LASTING = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,  # of a place within a file that its own, damaged bytes name
+}
+
+
+def is_lasting(error: OSError) -> bool:
+    """Whether a path is missing, forbidden or none at all, or a file damaged: another moment it would be the same.
+
+    Without a number it is not the system's error but one that a reader makes of what a file holds.
+    """
+    return error.errno in _LASTING or (error.errno is None and not isinstance(error, ConnectionError | TimeoutError))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a disk or a network fails at the moment, whatever was to be read: no reason to call a file damaged."""
+    return isinstance(error, OSError) and not is_lasting(error)
+
+
 def __getattr__(name: str) -> Any:
     # Imported when asked for: `import segdcn` itself, and every command's --help, need not wait for torch.
-    if name in __all__:
-        from segdcn import predictor
-
-        return getattr(predictor, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

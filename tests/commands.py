@@ -12,11 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from runs import compose
 
-from segdcn import benchmark
+from segdcn.commands import benchmark
+from segdcn.commands import report as report
+from segdcn.commands import sweep as sweep
 from segdcn.commands.arguments import readable
 from segdcn.commands.compose import freely, may_change_on_resume
-from segdcn.report import __main__ as report
-from segdcn.sweep import __main__ as sweep
 
 COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data check|benchmark|sweep|report)\b(?!:)"
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

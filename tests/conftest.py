@@ -41,7 +41,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     with locked(shared / "first_run.lock", seconds=300):
         if not (cwd / "output.json").exists():
             cwd.mkdir()
-            output = process(cwd, "-m", "segdcn.train", *SMALL, "callbacks.panels.images=2")
+            output = process(cwd, "-m", "segdcn.commands.train", *SMALL, "callbacks.panels.images=2")
             assert output.returncode == 0, output.stderr
             (cwd / "output.json").write_text(json.dumps([output.stdout, output.stderr]))
     (folder,) = (cwd / "runs" / "shapes").iterdir()

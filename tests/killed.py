@@ -13,9 +13,9 @@ import subprocess
 import sys
 from typing import Any
 
-import segdcn.task
-from segdcn.processes import restarted
-from segdcn.train import main
+import segdcn.training.task
+from segdcn.commands.train import main
+from segdcn.training.distributed import restarted
 
 if "KILLED_AT" not in os.environ:
     # not on the command line, which Lightning repeats for the processes that it starts
@@ -26,7 +26,7 @@ SIGNAL = signal.Signals[os.environ.get("KILLED_BY", "SIGKILL")]
 RANK = os.environ.get("KILLED_RANK")
 
 
-class KilledTask(segdcn.task.SegmentationTask):
+class KilledTask(segdcn.training.task.SegmentationTask):
     """Ends its process at the chosen moment."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -48,5 +48,5 @@ class KilledTask(segdcn.task.SegmentationTask):
 
 
 if not restarted():
-    segdcn.task.SegmentationTask = KilledTask
+    segdcn.training.task.SegmentationTask = KilledTask
 main()

@@ -15,7 +15,7 @@ import torch
 from runs import BARE, compose
 from torch import nn
 
-import segdcn.train
+import segdcn.commands.train
 from segdcn.commands.compose import build_task
 from segdcn.data import Shapes
 from segdcn.data.dataset import Sample
@@ -57,8 +57,8 @@ def build(config: Any, dataset: Any) -> Any:
 
 
 if __name__ == "__main__":
-    segdcn.train.build_task = build
-    segdcn.train.train(
+    segdcn.commands.train.build_task = build
+    segdcn.commands.train.train(
         compose(
             "train",
             *BARE,

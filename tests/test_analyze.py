@@ -17,12 +17,12 @@ from runs import BARE, call, compose, make_camvid, one_line, process, real_camvi
 
 import segdcn
 from segdcn.analysis import effective_dilation, record, sampling_points
-from segdcn.analyze import analyze, main
+from segdcn.commands.analyze import analyze, main
+from segdcn.commands.train import train
 from segdcn.data import Shapes
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
-from segdcn.runs.folder import file_hash
-from segdcn.train import train
+from segdcn.runs.files import file_hash
 
 LAYERS = [f"backbone.{name}" for name in ("layer3.0.conv2", "layer4.0.conv1", "layer4.0.conv2")]
 QUICK = ("device=cpu", "repeats=1")
@@ -221,7 +221,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
 
 
 def test_the_command_is_there_and_tells_itself(tmp_path: Path) -> None:
-    help_text = process(tmp_path, "-m", "segdcn.analyze", "--help").stdout
+    help_text = process(tmp_path, "-m", "segdcn.commands.analyze", "--help").stdout
     assert "segdcn-analyze checkpoint=" in help_text
     assert "object_sizes: null" in help_text
     assert "HYDRA_FULL_ERROR=1" in help_text

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from runs import call, one_line
 
 from segdcn import UserError
+from segdcn.commands import data as data
 from segdcn.commands.arguments import readable
-from segdcn.data import __main__ as data
-from segdcn.runs.folder import typed
+from segdcn.runs.files import typed
 from segdcn.runs.overrides import is_of_the_place, is_path, quoted
 
 NAMES = (

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from runs import one_line, process
 
-from segdcn import benchmark, runtimes, stopwatch
+from segdcn.benchmarks import runtimes, stopwatch
+from segdcn.commands import benchmark
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

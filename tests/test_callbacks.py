@@ -15,10 +15,12 @@ from runs import BARE, call, one_line
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from segdcn.callbacks import Checkpoint, EpochLines, MetricsFile, OffsetHealth
+from segdcn.commands.train import main
 from segdcn.ops import DeformConv2d
-from segdcn.task import SegmentationTask
-from segdcn.train import main
+from segdcn.training.checkpointing import Checkpoint
+from segdcn.training.offset_health import OffsetHealth
+from segdcn.training.progress import EpochLines, MetricsFile
+from segdcn.training.task import SegmentationTask
 
 
 class OneLayer(pl.LightningModule):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from runs import call, compose, real_camvid
 
+from segdcn.commands.evaluate import main
+from segdcn.commands.train import train
 from segdcn.data import CamVid
-from segdcn.evaluate import main
 from segdcn.models.weights import MOBILENET_WHEEL
-from segdcn.train import train
 
 
 def ten_photographs(root: Path) -> Path:

@@ -15,11 +15,12 @@ from miniatures import make_voc
 from PIL import Image
 from runs import BARE, call, make_camvid, one_line, process
 
-from segdcn import UserError, evaluate, export, predict, train
+from segdcn import UserError
+from segdcn.commands import data as data
+from segdcn.commands import evaluate, export, predict, train
+from segdcn.commands import report as report
+from segdcn.commands import sweep as sweep
 from segdcn.commands.errors import FAILED, TRY_AGAIN, explain
-from segdcn.data import __main__ as data
-from segdcn.report import __main__ as report
-from segdcn.sweep import __main__ as sweep
 
 
 def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> None:
@@ -203,7 +204,7 @@ def test_broken_data_file_is_named(
 
 
 def test_a_process_ends_with_one_line_and_status_1(tmp_path: Path) -> None:
-    ended = process(tmp_path, "-m", "segdcn.train", "dataset=camvid", "dataset.root=nowhere")
+    ended = process(tmp_path, "-m", "segdcn.commands.train", "dataset=camvid", "dataset.root=nowhere")
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert "nowhere" in one_line(ended.stderr)

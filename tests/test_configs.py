@@ -22,8 +22,8 @@ from runs import BARE, compose, make_camvid
 from torch import nn
 
 from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.train import train
 from segdcn.models import deformable_layers
-from segdcn.train import train
 
 CONF = Path(CONFIG_PATH)
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "inference")
@@ -54,12 +54,12 @@ REQUIRED = {
 INJECTED = {
     "segdcn.models.build_deeplab": {"num_classes"},
     "segdcn.data.SegmentationDataModule": {"dataset"},
-    "segdcn.task.SegmentationTask": {"network", "loss", "optimizer", "schedule", "class_names", "description"},
+    "segdcn.training.task.SegmentationTask": {"network", "loss", "optimizer", "schedule", "class_names", "description"},
     "pytorch_lightning.Trainer": {"callbacks", "logger"},
-    "segdcn.optim.poly": {"optimizer", "total_steps"},
-    "segdcn.optim.one_cycle": {"optimizer", "total_steps"},
-    "segdcn.optim.step": {"optimizer", "total_steps"},
-    "segdcn.optim.constant": {"optimizer", "total_steps"},
+    "segdcn.training.optim.poly": {"optimizer", "total_steps"},
+    "segdcn.training.optim.one_cycle": {"optimizer", "total_steps"},
+    "segdcn.training.optim.step": {"optimizer", "total_steps"},
+    "segdcn.training.optim.constant": {"optimizer", "total_steps"},
     "torch.optim.SGD": {"params"},
     "torch.optim.AdamW": {"params"},
 }

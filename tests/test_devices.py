@@ -11,7 +11,7 @@ from runs import BARE, call, compose, one_line
 
 from segdcn import UserError
 from segdcn.commands.compose import usable_accelerator
-from segdcn.train import main
+from segdcn.commands.train import main
 
 RUN = (*BARE, "trainer.max_steps=1")
 

@@ -16,10 +16,11 @@ import torch.distributed as dist
 from runs import BARE, assert_same_run, call, clean_environment, compose, one_line, process
 from torch import Tensor
 
-from segdcn import evaluate, processes, train
-from segdcn.losses import SegmentationLoss
+from segdcn.commands import evaluate, train
 from segdcn.models import Deform, build_deeplab
 from segdcn.runs.folder import LOCK
+from segdcn.training import distributed as processes
+from segdcn.training.losses import SegmentationLoss
 
 HERE = Path(__file__).parent
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.sync_batchnorm=false")
@@ -199,7 +200,7 @@ def test_folder_of_a_run_on_several_processes(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.slow
 def test_nodes_started_by_hand_share_the_first_ones_name(tmp_path: Path) -> None:
     script = (
-        "import time; from pathlib import Path; from segdcn.processes import new_run_folder;"
+        "import time; from pathlib import Path; from segdcn.training.distributed import new_run_folder;"
         f"print(new_run_folder(Path({str(tmp_path)!r})).name, flush=True); time.sleep(3)"
     )
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -231,7 +232,7 @@ RUN = (*BARE, *TWO, "name=test", "dataset.train_images=40", "dataset.val_images=
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs of five steps that nothing interrupts."""
     cwd = tmp_path_factory.mktemp("whole")
-    ended = process(cwd, "-m", "segdcn.train", *RUN, f"output_dir={cwd / 'run'}")
+    ended = process(cwd, "-m", "segdcn.commands.train", *RUN, f"output_dir={cwd / 'run'}")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert ended.stdout.count("\n") == len(set(ended.stdout.splitlines()))  # one process speaks
@@ -277,7 +278,7 @@ def test_stopped_run_ends_like_the_uninterrupted_one(
     assert stopped.stdout.count("continue with") == (1 if status > 0 else 0)
     assert no_process_in(folder)
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved
-    resumed = process(tmp_path, "-m", "segdcn.train", f"resume={folder}")
+    resumed = process(tmp_path, "-m", "segdcn.commands.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(folder, whole)
 
@@ -297,7 +298,7 @@ def test_run_ends_when_one_of_its_processes_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_resuming_on_another_number_of_processes_is_refused(whole: Path, tmp_path: Path) -> None:
     resume = (f"resume={whole}", "trainer.devices=1", "trainer.max_epochs=3")
-    refused = process(tmp_path, "-m", "segdcn.train", *resume)
+    refused = process(tmp_path, "-m", "segdcn.commands.train", *resume)
     assert refused.returncode == 1
     assert "trained by 2 process(es) and cannot go on with 1" in one_line(refused.stderr)
     (whole / "error.txt").unlink()
@@ -338,7 +339,9 @@ def test_slurm_step_stops_on_its_warning_and_goes_on_when_requeued(whole: Path, 
 @pytest.mark.slow
 def test_error_of_all_processes_is_told_once(tmp_path: Path) -> None:
     """An error that only shows when both processes run already."""
-    ended = process(tmp_path, "-m", "segdcn.train", *RUN, "optimizer.lr=1e30", f"output_dir={tmp_path / 'run'}")
+    ended = process(
+        tmp_path, "-m", "segdcn.commands.train", *RUN, "optimizer.lr=1e30", f"output_dir={tmp_path / 'run'}"
+    )
     assert ended.returncode != 0
     assert "loss is" in one_line(ended.stderr)
     assert (tmp_path / "run" / "error.txt").is_file()
@@ -351,7 +354,7 @@ def test_error_of_all_processes_is_told_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["1", "pid"])
 def test_process_ends_with_its_parent(tmp_path: Path, value: str) -> None:
     child = (
-        "import os, time; from segdcn.processes import die_with_parent; die_with_parent();"
+        "import os, time; from segdcn.training.distributed import die_with_parent; die_with_parent();"
         "open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid'); time.sleep(60)"
     )
     variable = "str(os.getpid())" if value == "pid" else "'1'"
@@ -369,7 +372,7 @@ def test_process_ends_with_its_parent(tmp_path: Path, value: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
 def test_process_whose_parent_has_ended_already_ends_too(tmp_path: Path) -> None:
-    command = "from segdcn.processes import die_with_parent; die_with_parent(); print('still here')"
+    command = "from segdcn.training.distributed import die_with_parent; die_with_parent(); print('still here')"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for value, status, output in ((gone.pid, -9, ""), (os.getpid(), 0, "still here\n"), (1, 0, "still here\n")):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from runs import BARE, assert_same_checkpoint, call, one_line, process
 
-from segdcn import evaluate
-from segdcn.train import main
+from segdcn.commands import evaluate
+from segdcn.commands.train import main
 
 # Five steps an epoch; the learning rate does not depend on the length of the training.
 RUN = (*BARE, "dataset.train_images=40", "schedule=constant", "trainer.max_epochs=-1")

@@ -17,12 +17,12 @@ from miniatures import make_cityscapes, make_voc
 from PIL import Image
 from runs import BARE, call, compose, make_camvid, one_line, process
 
-from segdcn import evaluate
+from segdcn.commands import evaluate
+from segdcn.commands.evaluate import main
+from segdcn.commands.train import main as train_main
+from segdcn.commands.train import train
 from segdcn.data.cityscapes import Cityscapes
-from segdcn.evaluate import main
 from segdcn.runs.folder import LOCK, owned
-from segdcn.train import main as train_main
-from segdcn.train import train
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_two_processes_give_the_figures_of_one(checkpoint: Path, tmp_path: Path,
     found = []
     for options in (("trainer.devices=1",), ("trainer.devices=2", "trainer.strategy=ddp")):
         folder = tmp_path / options[0]
-        ended = process(tmp_path, "-m", "segdcn.evaluate", *shared, *options, f"output_dir='{folder}'")
+        ended = process(tmp_path, "-m", "segdcn.commands.evaluate", *shared, *options, f"output_dir='{folder}'")
         assert ended.returncode == 0, ended.stderr
         assert json.loads((folder / "metrics.json").read_text())["images"] == images
         found.append(figures(folder))

@@ -22,12 +22,12 @@ from test_predict import trained
 from test_predictor import noise
 
 import segdcn
-from segdcn import exchange
 from segdcn.commands.errors import TRY_AGAIN
+from segdcn.commands.export import main
 from segdcn.data import CamVid, Shapes
-from segdcn.export import main
+from segdcn.inference.predictor import Predictor
+from segdcn.interchange import files as exchange
 from segdcn.models import Deform, build_deeplab, deformable_layers
-from segdcn.predictor import Predictor
 
 onnxruntime = pytest.importorskip("onnxruntime", minversion="1.25", reason="the first with a DeformConv")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_onnx.py"

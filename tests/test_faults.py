@@ -15,11 +15,12 @@ import torch
 from conftest import FirstRun
 from runs import BARE, call, one_line, waiting
 
-from segdcn import UserError, predict, train
+from segdcn import UserError
+from segdcn.commands import predict, train
 from segdcn.commands.kinds import check_kinds
 from segdcn.models.weights import DamagedFileError, read_saved
 from segdcn.runs.checkpoint import read_checkpoint
-from segdcn.runs.folder import replacing, write_text
+from segdcn.runs.files import replacing, write_text
 
 
 def half_written(file: Path) -> subprocess.Popen[bytes]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segdcn.analysis.pictures import length_picture, sampling_picture
 from segdcn.drawing import fonts
-from segdcn.panels import comparison_panel, overlay
+from segdcn.drawing.panels import comparison_panel, overlay
 
 NAMES = ["道路 Straße", "δρόμος 자동차", "सड़क 🚗"]  # Han, German, Greek, Korean, Hindi, a picture
 PALETTE = [(250, 200, 200), (200, 250, 200), (200, 200, 250)]

@@ -4,98 +4,41 @@ from __future__ import annotations
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "segdcn"
-COMMANDS = {
-    "segdcn.train",
-    "segdcn.evaluate",
-    "segdcn.predict",
-    "segdcn.analyze",
-    "segdcn.export",
-    "segdcn.data.__main__",
-    "segdcn.benchmark",
-    "segdcn.report.__main__",
-    "segdcn.sweep.__main__",
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
-# Everything outside the standard library that a part may import; the longest matching name counts.
-ALLOWED = {
-    "segdcn.ops": {"torch", "torchvision", "segdcn.ops"},
-    "segdcn.models": {"torch", "torchvision", "timm", "safetensors", "segdcn.ops", "segdcn.models"},
-    "segdcn.models.weights": {"torch", "torchvision", "safetensors", "segdcn.models", "segdcn.runs.folder"},
-    "segdcn.losses": {"torch"},
-    "segdcn.runs": {"torch", "segdcn.models", "segdcn.runs"},
-    "segdcn.runs.folder": set(),
-    "segdcn.runs.overrides": set(),
-    "segdcn.drawing.decoration": set(),
-    "segdcn.drawing.console": {"rich"},
-    "segdcn.drawing.figures": {"rich", "segdcn.drawing", "segdcn.evaluation"},
-    "segdcn.evaluation": {"torch", "torchmetrics", "numpy", "PIL", "segdcn.evaluation", "segdcn.runs"},
-    "segdcn.evaluation.metrics": {"torch", "torchmetrics"},
-    "segdcn.evaluation.bootstrap": {"torch", "segdcn.evaluation.metrics"},
-    "segdcn.evaluation.inference": {"torch"},
-    "segdcn.evaluation.protocols": {"torch", "segdcn.evaluation.inference"},
-    "segdcn.evaluation.submission": {"torch", "numpy", "PIL", "segdcn.runs.folder"},
-    "segdcn.data": {"torch", "numpy", "cv2", "PIL", "pyspng", "albumentations", "segdcn.data", "segdcn.runs.folder"},
-    "segdcn.data.check": {"torch", "numpy", "rich", "segdcn.data"},
-    "segdcn.data.__main__": {"hydra", "omegaconf", "rich", "segdcn.commands", "segdcn.data"},
-    "segdcn.data.datamodule": {"torch", "numpy", "pytorch_lightning", "segdcn.data"},
-    "segdcn.predictor": {
-        "torch",
-        "numpy",
-        "PIL",
-        "segdcn.data",
-        "segdcn.evaluation",
-        "segdcn.models",
-        "segdcn.panels",
-        "segdcn.runs",
-    },
-    "segdcn.analysis": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.ops"},
-    "segdcn.analysis.cost": {"torch", "segdcn.models", "segdcn.stopwatch"},
-    "segdcn.analysis.tables": set(),
-    "segdcn.analysis.pictures": {"numpy", "matplotlib", "segdcn.drawing.fonts"},
-    "segdcn.analysis.objects": {"numpy", "cv2"},
-    "segdcn.analysis.offset_study": {"torch", "numpy", "segdcn.analysis", "segdcn.data", "segdcn.ops"},
-    "segdcn.drawing.fonts": {"matplotlib", "fontTools", "PIL"},
-    "segdcn.exchange": {"torch", "onnx", "onnxruntime", "segdcn.models", "segdcn.ops"},
-    "segdcn.models.cost": {"torch", "segdcn.models", "segdcn.ops"},
-    "segdcn.report": {"segdcn.drawing", "segdcn.report", "segdcn.runs"},
-    "segdcn.report.charts": {"matplotlib", "markupsafe"},
-    "segdcn.report.choice": set(),
-    "segdcn.report.comparison": {"segdcn.report", "segdcn.runs", "segdcn.sweep"},
-    "segdcn.report.images": {
-        "numpy",
-        "segdcn.analysis",
-        "segdcn.data",
-        "segdcn.drawing.decoration",
-        "segdcn.models",
-        "segdcn.panels",
-        "segdcn.predictor",
-        "segdcn.report",
-        "segdcn.runs",
-    },
-    "segdcn.report.page": {"jinja2", "markupsafe", "segdcn.report"},
-    "segdcn.report.pictures": {"numpy", "cv2", "PIL", "segdcn.data", "segdcn.panels"},
-    "segdcn.report.records": {"yaml", "segdcn.evaluation", "segdcn.runs", "segdcn.sweep.plan"},
-    "segdcn.report.tables": {"torch", "segdcn.evaluation", "segdcn.report", "segdcn.runs"},
-    "segdcn.report.viewer": {"torch", "segdcn.analysis", "segdcn.models", "segdcn.report"},
-    "segdcn.report.__main__": {"segdcn.commands", "segdcn.report", "segdcn.runs"},
-    "segdcn.sweep": {"rich", "segdcn.sweep", "segdcn.runs"},
-    "segdcn.sweep.plan": {"segdcn.runs"},
-    "segdcn.sweep.jobs": {"segdcn.runs", "segdcn.sweep.plan"},
-    "segdcn.sweep.local": {"torch", "segdcn.sweep", "segdcn.runs"},
-    "segdcn.sweep.__main__": {"segdcn.commands", "segdcn.sweep"},
-    "segdcn.sweep.slurm": {"submitit", "segdcn.sweep", "segdcn.runs"},
-    "segdcn.sweep.runs": {"yaml", "segdcn.sweep", "segdcn.runs"},
-    "segdcn.sweep.estimate": {"scipy"},
-    "segdcn.sweep.plot": {"matplotlib", "segdcn.drawing.fonts", "segdcn.sweep"},
+# The other parts of segdcn that a part may import, and the packages beyond the standard library; from the ground up.
+MAY_IMPORT = {
+    "ops": ("", "torch torchvision"),
+    "models": ("ops", "torch torchvision timm safetensors"),
+    "data": ("", "torch numpy cv2 PIL pyspng albumentations rich pytorch_lightning"),
+    "drawing": ("data", "numpy cv2 PIL rich matplotlib fontTools"),
+    "inference": ("data drawing", "torch numpy PIL"),
+    "evaluation": ("inference", "torch numpy torchmetrics PIL"),
+    "analysis": ("ops models data drawing", "torch numpy cv2 matplotlib"),
+    "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
+    "training": (
+        "ops models data drawing inference evaluation analysis runs",
+        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric",
+    ),
+    "interchange": ("ops models", "torch onnx onnxruntime"),
+    "sweep": ("drawing runs training", "torch yaml rich scipy matplotlib submitit"),
+    "report": (
+        "models data drawing inference evaluation analysis runs sweep",
+        "torch numpy cv2 PIL yaml matplotlib jinja2 markupsafe",
+    ),
+    "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
+    "commands": (
+        "ops models data drawing inference evaluation analysis runs training interchange sweep report benchmarks",
+        "torch numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning",
+    ),
 }
-LIGHTNING = {"segdcn.task", "segdcn.callbacks", "segdcn.data.datamodule", "segdcn.commands", *COMMANDS}
-HYDRA = {"segdcn.commands", *COMMANDS}
+LIGHTNING = ("segdcn.training.", "segdcn.data.datamodule", "segdcn.commands.")
 
 
 def module_name(path: Path) -> str:
@@ -113,45 +56,50 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path} imports relatively"
             assert node.module is not None
             found.add(node.module)
-            # `from segdcn import task` names a module too, `from segdcn import UserError` does not
-            found |= {
-                f"segdcn.{alias.name}" for alias in node.names if node.module == "segdcn" and is_module(alias.name)
-            }
+            # `from segdcn.sweep import plan` names a module too, `from segdcn import UserError` does not
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if is_module(node.module, alias.name)}
     return {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names} - {"segdcn"}
 
 
-def is_module(name: str) -> bool:
-    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+def is_module(package: str, name: str) -> bool:
+    folder = PACKAGE.parent / package.replace(".", "/")
+    return (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
 
 
-def within(name: str, packages: set[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
+def ours(path: Path) -> set[str]:
+    """The modules of segdcn that a file imports, without the faces of packages whose modules it names."""
+    return {name for name in imports(path) if name.startswith("segdcn.")}
 
 
 def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
     file.write_text(
-        "import os, hydra.utils\ndef f():\n    from segdcn import UserError, task\n    from torch import nn\n"
+        "import os, hydra.utils\ndef f():\n    from segdcn import UserError, training\n    from torch import nn\n"
     )
-    assert imports(file) == {"hydra.utils", "segdcn.task", "torch"}
+    assert imports(file) == {"hydra.utils", "segdcn.training", "torch"}
+
+
+def test_nothing_but_packages_lies_at_the_top() -> None:
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_each_part_imports_what_it_may(path: Path) -> None:
     name, imported = module_name(path), imports(path)
-    rule = max((part for part in ALLOWED if within(name, {part})), key=len, default=None)
-    if rule is not None:
-        assert not {other for other in imported if not within(other, ALLOWED[rule])}
-    if not within(name, LIGHTNING):
-        assert not {other for other in imported if within(other, {"pytorch_lightning", "lightning"})}
-    if not within(name, HYDRA):
-        assert not {other for other in imported if within(other, {"hydra", "omegaconf"})}
-    assert not imported & COMMANDS, "nothing imports a command"
-    if name == "segdcn.task":
-        ours = {other for other in imported if other.startswith("segdcn.")}
-        assert ours <= {"segdcn.losses", "segdcn.evaluation", "segdcn.optim"}
+    part = name.split(".")[1]
+    parts, packages = (set(names.split()) for names in MAY_IMPORT[part])
+    assert {other.split(".")[1] for other in imported if other.startswith("segdcn.")} <= {part, *parts}
+    assert {other.partition(".")[0] for other in imported} - {"segdcn"} <= packages
+    if not f"{name}.".startswith(LIGHTNING):
+        assert not any(other.startswith(("pytorch_lightning", "lightning")) for other in imported)
 
 
-def test_the_table_speaks_of_modules_that_exist() -> None:
-    names = {module_name(path) for path in FILES}
-    assert {*ALLOWED, *LIGHTNING, *HYDRA} <= names
+def test_parts_stand_above_what_they_import() -> None:
+    order = list(MAY_IMPORT)
+    for number, (part, (below, _)) in enumerate(MAY_IMPORT.items()):
+        assert set(below.split()) <= set(order[:number]), part
+
+
+def test_no_file_imports_one_that_imports_it() -> None:
+    TopologicalSorter({module_name(path): ours(path) - {module_name(path)} for path in FILES}).prepare()

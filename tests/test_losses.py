@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segdcn.losses import SegmentationLoss
+from segdcn.training.losses import SegmentationLoss
 
 WEIGHTS = [0.5, 2.0, 1.0, 0.1]
 

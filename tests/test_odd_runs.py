@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from runs import BARE, call
 
-from segdcn import analyze, train
+from segdcn.commands import analyze, train
+from segdcn.commands import report as report
 from segdcn.data import ImageFolder, Sample
-from segdcn.report import __main__ as report
 
 NAMES = ('<b>"grass"</b> & [/x]', "[道路] 草", "it's {}, | ${x}")
 FAST = [

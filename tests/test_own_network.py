@@ -15,8 +15,8 @@ from PIL import Image
 from runs import call, one_line
 
 import segdcn
-from segdcn import analyze, evaluate, export, predict, train
-from segdcn.report import __main__ as report
+from segdcn.commands import analyze, evaluate, export, predict, train
+from segdcn.commands import report as report
 
 MYNET = """
 from torch import nn

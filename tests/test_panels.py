@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdcn.panels import GREEN, RED, WRONG, central_pixels, colorize, comparison_panel, overlay, sampling_panel
+from segdcn.drawing.panels import GREEN, RED, WRONG, central_pixels, colorize, comparison_panel, overlay, sampling_panel
 
 PALETTE = [(10, 20, 30), (200, 100, 0), (0, 150, 250)]
 NAMES = ["background", "disc", "star"]

@@ -22,12 +22,12 @@ from runs import BARE, call, compose, make_camvid, one_line, process, real_camvi
 from test_predictor import noise
 
 import segdcn
-from segdcn import evaluate as evaluate_command
+from segdcn.commands import evaluate as evaluate_command
 from segdcn.commands.errors import TRY_AGAIN
+from segdcn.commands.predict import main
+from segdcn.commands.train import train
 from segdcn.data import decoding
-from segdcn.predict import main
-from segdcn.predictor import Predictor
-from segdcn.train import train
+from segdcn.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_a_picture_that_fails_costs_no_figure(
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("segdcn.predictor.overlay", fail)
+    monkeypatch.setattr("segdcn.inference.predictor.overlay", fail)
     out = tmp_path / "out"
     assert call(main, checkpoint, f"input={tmp_path / 'in'}", f"output={out}", "areas=true") == 1
     assert "a.png: MemoryError" in one_line(capsys.readouterr().err)
@@ -378,7 +378,9 @@ def test_a_process_leaves_nothing_but_its_results(checkpoint: str, tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(48, 64)).save("photo.jpg", exif=exif)
-    ended = process(Path.cwd(), "-m", "segdcn.predict", checkpoint, "input=photo.jpg", "output=out", "device=cpu")
+    ended = process(
+        Path.cwd(), "-m", "segdcn.commands.predict", checkpoint, "input=photo.jpg", "output=out", "device=cpu"
+    )
     assert (ended.returncode, ended.stderr, ended.stdout) == (0, "", "1 of 1 file(s) predicted, in out\n")
     assert files(Path.cwd()) == ["out/photo_labels.png", "out/photo_overlay.png", "photo.jpg"]
     with Image.open("out/photo_labels.png") as labels:

@@ -17,9 +17,10 @@ from runs import process
 
 import segdcn
 from segdcn.data.transforms import EvalTransform
-from segdcn.evaluation import Inference
-from segdcn.evaluation.inference import slide_classes
-from segdcn.predictor import Predictor, as_rgb, read_photo
+from segdcn.inference import Inference
+from segdcn.inference.photographs import as_rgb, read_photo
+from segdcn.inference.predictor import Predictor
+from segdcn.inference.windows import slide_classes
 
 Array = NDArray[Any]
 
@@ -285,7 +286,7 @@ def test_an_image_beyond_pillows_limit_takes_little_more_than_its_own_pixels(tmp
 import resource, sys
 import numpy as np, torch
 from segdcn.data.transforms import EvalTransform
-from segdcn.predictor import Predictor
+from segdcn.inference.predictor import Predictor
 network = torch.nn.Conv2d(3, 2, 1)
 with torch.no_grad():
     network.weight[0], network.weight[1], network.bias[:] = -1, 1, 0
@@ -307,7 +308,7 @@ def test_maps_that_no_memory_holds_are_refused_before_they_are_made(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predictor = segdcn.load(checkpoint, device="cpu", inference=Inference(window=(64, 64)))
-    monkeypatch.setattr("segdcn.predictor.free_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("segdcn.inference.predictor.free_memory", lambda device: 1_000_000)
     image = noise(200, 250)
     result = predictor(image)  # its labels need no such maps
     with pytest.raises(ValueError, match=r"^too large: 250×200 pixels need about 0\.0 GB .*: leave out probabilities"):
@@ -327,13 +328,13 @@ def test_windows_leave_no_seam_where_the_network_looks_at_single_pixels() -> Non
 
 
 def test_a_window_is_chosen_by_the_memory_that_is_free(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segdcn.predictor.free_memory", lambda device: 8 << 30)
+    monkeypatch.setattr("segdcn.inference.predictor.free_memory", lambda device: 8 << 30)
     assert predictor._inference_for(2000, 1500).window is None
-    monkeypatch.setattr("segdcn.predictor.free_memory", lambda device: 0)
+    monkeypatch.setattr("segdcn.inference.predictor.free_memory", lambda device: 0)
     assert predictor._inference_for(2000, 1500).window == (512, 512)
     assert predictor._inference_for(512, 512).window is None
     half = 2 * 2000 * 750 * predictor._bytes_per_pixel
-    monkeypatch.setattr("segdcn.predictor.free_memory", lambda device: half)
+    monkeypatch.setattr("segdcn.inference.predictor.free_memory", lambda device: half)
     window = predictor._inference_for(2000, 1500).window
     assert window is not None
     assert 1150 < window[0] == window[1] <= np.sqrt(2000 * 750)

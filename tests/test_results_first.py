@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from runs import BARE, SMALL, call, make_camvid, process
 
-from segdcn import callbacks, evaluate, train
-from segdcn.drawing import figures as figures_module
+from segdcn.commands import evaluate, train
+from segdcn.commands import figures as figures_module
 from segdcn.report import contents
+from segdcn.training import pictures
 
 FOLDER = (
     "dataset=folder",
@@ -64,7 +65,7 @@ def test_figures_are_written_before_anything_is_drawn(
         there.append((tmp_path / "metrics.json").is_file() and (tmp_path / "counts.npz").is_file())
         broken()
 
-    monkeypatch.setattr(callbacks, "comparison_panel", look)
+    monkeypatch.setattr(pictures, "comparison_panel", look)
     monkeypatch.setattr(figures_module, "_table", look)
     monkeypatch.setattr(contents, "render", look)
     settings = ("logger=none", "trainer.max_epochs=1", "callbacks.panels.images=2", f"output_dir={tmp_path}")
@@ -139,7 +140,7 @@ def test_class_names_that_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_output_that_knows_few_letters_ends_nothing(tmp_path: Path) -> None:
     """As a batch system's log, or a file on Windows."""
     root = make_folder_dataset(tmp_path / "data", dict.fromkeys("abcd"))
-    command = ("-m", "segdcn.train", *FOLDER, f"dataset.root={root}", 'dataset.class_names=["Straße","道路"]')
+    command = ("-m", "segdcn.commands.train", *FOLDER, f"dataset.root={root}", 'dataset.class_names=["Straße","道路"]')
     ended = process(tmp_path, *command, "trainer.max_steps=1", "output_dir=run", PYTHONIOENCODING="cp1252")
     assert ended.returncode == 0, ended.stderr
     assert all("no font on this machine" in line for line in warnings_of(ended.stderr))  # or nothing

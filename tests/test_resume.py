@@ -15,8 +15,8 @@ import torch
 from conftest import FirstRun
 from runs import BARE, assert_same_run, call, compose, one_line, process, timeless
 
-from segdcn.task import SegmentationTask
-from segdcn.train import main, train
+from segdcn.commands.train import main, train
+from segdcn.training.task import SegmentationTask
 
 # Five steps an epoch, fifteen in all; dropout, and an augmentation that draws.
 RUN = (

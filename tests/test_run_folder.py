@@ -22,21 +22,13 @@ import torch
 from conftest import FirstRun
 from runs import BARE, call, one_line, process, waiting
 
-from segdcn import MissingFileError, UserError, analyze, evaluate, train
-from segdcn.callbacks import AtomicCheckpoints
+from segdcn import MissingFileError, UserError
+from segdcn.commands import analyze, evaluate, train
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.runs.environment import environment
-from segdcn.runs.folder import (
-    INHERITED_LOCK,
-    LOCK,
-    find_checkpoint,
-    locked,
-    new_folder,
-    owned,
-    run_folder_of,
-    write_json,
-    write_text,
-)
+from segdcn.runs.files import write_json, write_text
+from segdcn.runs.folder import INHERITED_LOCK, LOCK, find_checkpoint, locked, new_folder, owned, run_folder_of
+from segdcn.training.checkpointing import AtomicCheckpoints
 
 
 @contextmanager
@@ -166,7 +158,7 @@ def test_of_many_runs_that_start_in_one_second_each_has_its_folder(tmp_path: Pat
 def test_two_trainings_started_at_once_have_a_folder_each(tmp_path: Path) -> None:
     """As `for seed in 0 1; do segdcn-train seed=$seed & done` starts them."""
     with ThreadPoolExecutor(2) as pool:
-        command = ("-m", "segdcn.train", *BARE, "trainer.max_steps=1")
+        command = ("-m", "segdcn.commands.train", *BARE, "trainer.max_steps=1")
         ended = list(pool.map(lambda seed: process(tmp_path, *command, f"seed={seed}"), range(2)))
     assert [one.returncode for one in ended] == [0, 0], ended
     runs = sorted((tmp_path / "runs" / "shapes").iterdir())

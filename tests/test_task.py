@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
-from segdcn.losses import SegmentationLoss
 from segdcn.models import Deform, build_deeplab
-from segdcn.optim import constant, one_cycle, parameter_groups, poly
-from segdcn.optim import step as step_schedule
-from segdcn.task import SegmentationTask
+from segdcn.training.losses import SegmentationLoss
+from segdcn.training.optim import constant, one_cycle, parameter_groups, poly
+from segdcn.training.optim import step as step_schedule
+from segdcn.training.task import SegmentationTask
 
 # Parameter groups
 

@@ -15,10 +15,10 @@ from conftest import FirstRun
 from PIL import Image
 from runs import BARE, assert_same_checkpoint, call, compose, one_line
 
+from segdcn.commands.train import main, train
 from segdcn.data import Shapes
 from segdcn.models import Deform, build_deeplab
 from segdcn.models.cost import count_flops
-from segdcn.train import main, train
 
 CLASSES = ("background", "disc", "ring", "cross", "star", "crescent")
 

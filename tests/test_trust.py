@@ -13,8 +13,9 @@ from conftest import FirstRun
 from runs import call, one_line
 
 import segdcn
-from segdcn import UserError, analyze, evaluate, export, predict, train
-from segdcn.report import __main__ as report
+from segdcn import UserError
+from segdcn.commands import analyze, evaluate, export, predict, train
+from segdcn.commands import report as report
 from segdcn.runs.checkpoint import check_targets, read_checkpoint
 
 COMMANDS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
@@ -80,7 +81,7 @@ def test_no_command_calls_what_a_checkpoint_names(
 
 
 WRITE = {
-    "_target_": "segdcn.runs.folder.write_text",  # which Hydra itself does not stop
+    "_target_": "segdcn.runs.files.write_text",  # which Hydra itself does not stop
     "path": {"_target_": "pathlib.Path", "_args_": ["stolen"]},
     "text": "x",
 }
@@ -95,7 +96,7 @@ def as_text(settings: Any) -> str:
 
 @pytest.mark.parametrize("place", ["launcher", "callbacks", "text", "text within quotes", "default"])
 def test_a_resumed_run_makes_no_target_of_a_text(run: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
-    evil = {"_target_": "segdcn.losses.SegmentationLoss", "x": WRITE}
+    evil = {"_target_": "segdcn.training.losses.SegmentationLoss", "x": WRITE}
     made = "${oc.create:" + as_text(evil) + "}"
     poison(
         run,
@@ -169,11 +170,11 @@ def test_python_api(run: Path) -> None:
         "torch.nn.modules.module.functools.partial",
         "torchvision.models._api.importlib.import_module",
         "torchvision.models.segmentation.deeplabv3.partial",
-        "segdcn.callbacks.write_text",
-        "segdcn.callbacks.replacing",
+        "segdcn.training.progress.write_text",
+        "segdcn.training.pictures.replacing",
         "segdcn.data.dataset.read_image",
-        "segdcn.predict.predict",
-        "segdcn.runs.folder.write_bytes",
+        "segdcn.commands.predict.predict",
+        "segdcn.runs.files.write_bytes",
         "pytorch_lightning.utilities.rank_zero.rank_zero_only",
         "pytorch_lightning.cli.LightningCLI",
         "no.such.thing",
@@ -192,9 +193,9 @@ def test_targets_that_may_do_anything(target: str) -> None:
         "segdcn.models.build_deeplab",
         "segdcn.models.Deform",
         "segdcn.data.Cityscapes",
-        "segdcn.losses.SegmentationLoss",
-        "segdcn.optim.poly",
-        "segdcn.callbacks.OffsetHealth",
+        "segdcn.training.losses.SegmentationLoss",
+        "segdcn.training.optim.poly",
+        "segdcn.training.offset_health.OffsetHealth",
         "torch.nn.Conv2d",
         "torch.optim.AdamW",
         "torchvision.models.segmentation.lraspp_mobilenet_v3_large",

@@ -15,9 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segdcn import UserError
+from segdcn import UserError, is_passing
 from segdcn.commands.errors import is_misconfiguration
-from segdcn.runs.folder import find_checkpoint, is_passing
+from segdcn.runs.folder import find_checkpoint
 from segdcn.runs.overrides import is_of_the_place, split_override
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def build_evaluator(
     """
     from segdcn.evaluation import Evaluator, get_protocol
     from segdcn.evaluation.protocols import CityscapesLike
-    from segdcn.evaluation.submission import CityscapesSubmission, VocSubmission
+    from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 
     chosen = get_protocol(protocol, len(dataset.class_names))
     options: dict[str, Any] = {}
@@ -129,8 +129,8 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
     """
     from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 
-    from segdcn.callbacks import AtomicCheckpoints
     from segdcn.data.datamodule import check_world_size
+    from segdcn.training.checkpointing import AtomicCheckpoints
 
     for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):
         if config.trainer.get(key) is not None and config.trainer[key] < 1:
@@ -220,7 +220,8 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     Raises: UserError for an override that a resumed run cannot follow, and for targets that are not trusted.
     """
-    from segdcn.runs.checkpoint import GROUPS, check_interpolations, check_targets, read_checkpoint
+    from segdcn.runs.checkpoint import GROUPS, read_checkpoint
+    from segdcn.runs.targets import check_interpolations, check_targets
 
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)

@@ -12,9 +12,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from segdcn import UserError
+from segdcn import UserError, is_passing
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import is_passing, shown
+from segdcn.runs.files import shown
 
 FAILED = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h

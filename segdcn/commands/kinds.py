@@ -46,7 +46,7 @@ def _wanted(target: str) -> dict[str, Any]:
     """The annotations of what a target takes; none where it cannot be found, which is told when it is built."""
     if not target.startswith(_PACKAGES):
         return {}
-    from segdcn.runs.checkpoint import find
+    from segdcn.runs.targets import find
 
     try:
         found = find(target)

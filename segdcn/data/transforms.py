@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -90,36 +90,7 @@ class TrainTransform:
         # for example the flip would follow from the scale.
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = self.pipeline(image=image, mask=label)
-        return _to_tensors(result["image"], result["mask"])
-
-
-def naive_train_transform(
-    crop_size: Sequence[int], scale: Sequence[float], flip: float, photometric: float
-) -> Callable[[Array, Array, int], tuple[Tensor, Tensor]]:
-    """The steps of `TrainTransform` in the order that comes to mind, to measure what its order saves.
-
-    Colours at full size, then the whole image scaled, padded and at last cropped; the distribution is the same.
-    """
-    height, width = crop_size
-    factors, hue = (1 - photometric, 1 + photometric), (-photometric / 5, photometric / 5)
-    mean_colour = [round(255 * value) for value in IMAGENET_MEAN]
-    pipeline = A.Compose(
-        [
-            *([A.ColorJitter(factors, factors, factors, hue, p=1.0)] if photometric else []),
-            A.RandomScale((scale[0] - 1, scale[1] - 1), mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1.0),
-            A.PadIfNeeded(height, width, position="random", fill=mean_colour, fill_mask=IGNORE_INDEX),
-            A.RandomCrop(height, width),
-            A.HorizontalFlip(p=flip),
-            A.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        ]
-    )
-
-    def transform(image: Array, label: Array, seed: int) -> tuple[Tensor, Tensor]:
-        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        result = pipeline(image=image, mask=label)
-        return _to_tensors(result["image"], result["mask"])
-
-    return transform
+        return to_tensors(result["image"], result["mask"])
 
 
 class EvalTransform:
@@ -131,7 +102,7 @@ class EvalTransform:
 
     def __call__(self, image: Array, label: Array) -> tuple[Tensor, Tensor]:
         """Shape: (H, W, 3), (H, W) uint8 -> float32 (3, H, W), int64 (H, W)."""
-        return _to_tensors(self.normalize(image=image)["image"], label)
+        return to_tensors(self.normalize(image=image)["image"], label)
 
     def image(self, image: Array) -> Tensor:
         """An image without a label; uint8 (H, W, 3) -> float32 (3, H, W)."""
@@ -194,7 +165,8 @@ def _resize(array: Array, size: tuple[int, int], interpolation: int) -> Array:
     return cv2.resize(array, (width, height), interpolation=interpolation).astype(np.uint8, copy=False)
 
 
-def _to_tensors(image: np.ndarray[Any, np.dtype[np.float32]], label: Array) -> tuple[Tensor, Tensor]:
+def to_tensors(image: np.ndarray[Any, np.dtype[np.float32]], label: Array) -> tuple[Tensor, Tensor]:
+    """An image and its labels as tensors: float32 (3, H, W), int64 (H, W)."""
     return _image_tensor(image), torch.from_numpy(np.ascontiguousarray(label)).long()
 
 

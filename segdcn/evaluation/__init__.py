@@ -2,7 +2,6 @@
 
 from segdcn.evaluation.bootstrap import bootstrap_difference, bootstrap_iou, bootstrap_miou
 from segdcn.evaluation.evaluator import EvaluationResult, Evaluator
-from segdcn.evaluation.inference import Inference
 from segdcn.evaluation.metrics import BoundaryIoU, SegmentationMetrics
 from segdcn.evaluation.protocols import get_protocol
 
@@ -10,7 +9,6 @@ __all__ = [
     "BoundaryIoU",
     "EvaluationResult",
     "Evaluator",
-    "Inference",
     "SegmentationMetrics",
     "bootstrap_difference",
     "bootstrap_iou",

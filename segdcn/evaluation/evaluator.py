@@ -15,10 +15,10 @@ from torch import Tensor, distributed, nn
 
 from segdcn.evaluation.bootstrap import bootstrap_miou
 from segdcn.evaluation.counts import Counts
-from segdcn.evaluation.inference import Inference
 from segdcn.evaluation.instances import InstanceIoU, read_instances
 from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, count_pairs
 from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
+from segdcn.inference.windows import Inference
 
 Sink = Callable[[str, Tensor], None]
 """Takes an image's name and its predicted classes, uint8 (H, W) on the CPU: see submission.py."""

@@ -12,9 +12,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from segdcn import UserError
+from segdcn import UserError, is_passing
 from segdcn.evaluation.metrics import SegmentationMetrics
-from segdcn.runs.folder import is_passing
 
 # Mean pixels of an instance of each class that has instances (args.avgClassSize of the official evaluator)
 MEAN_SIZE = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from segdcn import UserError
-from segdcn.evaluation.inference import Size, resize
+from segdcn.inference.windows import Size, resize
 
 
 @runtime_checkable

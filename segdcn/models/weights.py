@@ -17,8 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from segdcn import MissingFileError, UserError
-from segdcn.runs.folder import is_passing
+from segdcn import MissingFileError, UserError, is_passing
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from segdcn.report import curves, tables
 from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, made, open_subjects, write_page
 from segdcn.report.images import OpenDataset
 from segdcn.report.records import RunRecord, read_run
-from segdcn.runs.folder import shown, typed
+from segdcn.runs.files import shown, typed
 from segdcn.sweep.estimate import Estimate
 from segdcn.sweep.plan import is_loss, shown_figure
 from segdcn.sweep.results import Results, Row, collect

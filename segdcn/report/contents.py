@@ -12,7 +12,7 @@ from segdcn.report import curves, tables
 from segdcn.report.images import OpenDataset, Subject, chosen_images, gallery, offset_study, open_subject, viewer
 from segdcn.report.page import render
 from segdcn.report.records import RunRecord, read_run
-from segdcn.runs.folder import write_text
+from segdcn.runs.files import write_text
 
 log = logging.getLogger(__name__)
 

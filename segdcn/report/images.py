@@ -15,10 +15,11 @@ from segdcn import UserError
 from segdcn.analysis.offset_study import study_offsets
 from segdcn.data.dataset import IGNORE_INDEX, Sample
 from segdcn.drawing.decoration import one_line
+from segdcn.drawing.panels import central_pixels
+from segdcn.inference.devices import find_device
+from segdcn.inference.predictor import Predictor
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
-from segdcn.panels import central_pixels
-from segdcn.predictor import Predictor, find_device, from_checkpoint
 from segdcn.report import choice, pictures
 from segdcn.report.records import RunRecord
 from segdcn.report.viewer import DEPTH, fields_per_image, view
@@ -50,7 +51,7 @@ def open_subject(record: RunRecord, open_dataset: OpenDataset, trust: bool = Fal
     Raises: UserError, one line: no checkpoint, or the data are not at hand.
     """
     checkpoint = read_checkpoint(record.checkpoint, trust)
-    predictor = from_checkpoint(checkpoint, find_device("auto"))
+    predictor = checkpoint.predictor(find_device("auto"))
     dataset = open_dataset(checkpoint)
     samples, counts = dataset.split(record.split), record.counts
     if counts is not None:

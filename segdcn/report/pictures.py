@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segdcn.data.dataset import IGNORE_INDEX
-from segdcn.panels import colorize
+from segdcn.drawing.panels import colorize
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]

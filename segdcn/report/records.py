@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from segdcn import MissingFileError, UserError
-from segdcn.evaluation.counts import COUNTS_FILE, Counts, read_counts
-from segdcn.runs.folder import file_hash, is_passing, shown, typed
-from segdcn.sweep.plan import read_object
+from segdcn import MissingFileError, UserError, is_passing
+from segdcn.evaluation.counts import Counts
+from segdcn.runs.figures import COUNTS_FILE, read_counts
+from segdcn.runs.files import file_hash, read_object, shown, typed
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from segdcn.evaluation import bootstrap_difference, bootstrap_iou, get_protocol
 from segdcn.evaluation.counts import Counts
 from segdcn.report.charts import Chart
 from segdcn.report.records import RunRecord
-from segdcn.runs.folder import shown
+from segdcn.runs.files import shown
 
 # Dai et al. 2017, Table 2: R-FCN with three deformable layers of dilation 2, ResNet-101, VOC 2007 test
 PAPER_DILATIONS = (

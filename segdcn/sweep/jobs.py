@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from segdcn.runs.folder import INHERITED_LOCK, LOCK, write_json
+from segdcn.runs.files import write_json
+from segdcn.runs.folder import INHERITED_LOCK, LOCK
 from segdcn.runs.overrides import is_of_the_place, quoted, split_override
 from segdcn.sweep.plan import Job, is_loss
 
@@ -115,7 +116,7 @@ def clear(folder: Path) -> None:
 
 def train_command(job: Job, folder: Path) -> list[str]:
     """The command that begins the job's run, or goes on with it from its last checkpoint."""
-    command = [sys.executable, "-m", "segdcn.train"]
+    command = [sys.executable, "-m", "segdcn.commands.train"]
     if (folder / "checkpoints" / "last.ckpt").is_file():
         place = [argument for argument in job.arguments if is_of_the_place(split_override(argument)[0])]
         # what the checkpoint names is what this sweep's own config named

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segdcn import UserError
-from segdcn.runs.folder import is_passing, shown, write_json
+from segdcn.runs.files import read_object, shown, write_json
 from segdcn.runs.overrides import is_of_the_place, split_override
 
 Setting = tuple[str, ...]
@@ -27,7 +27,7 @@ class Job:
 
     folder: its run folder, relative to the sweep's.
     overrides: what makes it this job, as Hydra gives them (``key=value``).
-    arguments: the command line of ``python -m segdcn.train``, all but the run folder.
+    arguments: the command line of ``python -m segdcn.commands.train``, all but the run folder.
     epochs, steps: its length, whichever is set.
     accelerator, devices, nodes: of its trainer; devices are processes per node.
     """
@@ -194,24 +194,6 @@ def _texts(values: Any) -> tuple[str, ...]:
     if not (isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)):
         raise TypeError
     return tuple(values)
-
-
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A JSON file's one object.
-
-    Raises: ValueError, one line with the ``remedy``.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8
-        if is_passing(error):
-            raise
-        raise UserError(
-            f"{shown(path)} cannot be read: it is damaged or truncated ({type(error).__name__}); {remedy}"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{shown(path)} cannot be read: it holds no JSON object; {remedy}")
-    return content
 
 
 def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:

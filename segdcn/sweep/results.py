@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console, Group
 
-from segdcn.runs.folder import shown, write_bytes, write_json, write_text
+from segdcn.runs.files import shown, write_bytes, write_json, write_text
 from segdcn.sweep import tables
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
 from segdcn.sweep.plan import Sweep, is_loss, read_sweep

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from segdcn import UserError
-from segdcn.runs.folder import file_hash, is_passing, shown, typed
-from segdcn.sweep.plan import Job, Sweep, read_object
+from segdcn import UserError, is_passing
+from segdcn.runs.files import file_hash, read_object, shown, typed
+from segdcn.sweep.plan import Job, Sweep
 
 STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
 """Of a run: metrics.json is there; as job.json says; nothing has been started."""

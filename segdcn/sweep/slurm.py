@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segdcn import MissingPackageError, UserError
-from segdcn.runs.folder import LOCK, locked, write_json
+from segdcn.runs.files import read_object, write_json
+from segdcn.runs.folder import LOCK, locked
 from segdcn.sweep.jobs import begun, clear, ended, is_finished, read_record, train_command, train_environment
 from segdcn.sweep.local import Signals, SweepStopped
-from segdcn.sweep.plan import Job, Sweep, read_object
+from segdcn.sweep.plan import Job, Sweep
 from segdcn.sweep.status import Display
 
 # A job that is no longer in the queue may have written its last files on another machine.

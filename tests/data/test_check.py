@@ -12,7 +12,7 @@ from miniatures import make_cityscapes, make_voc, palette_png
 from PIL import Image
 from runs import call, process
 
-from segdcn.data.__main__ import main
+from segdcn.commands.data import main
 
 
 def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:

@@ -13,7 +13,7 @@ from PIL import Image
 from runs import BARE, call
 
 import segdcn
-from segdcn import evaluate, train
+from segdcn.commands import evaluate, train
 from segdcn.data.folder import ImageFolder
 
 NAMES = ("background", "cat", "dog")

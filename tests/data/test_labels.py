@@ -12,8 +12,8 @@ from PIL import Image
 from runs import call
 
 from segdcn import MissingFileError
+from segdcn.commands.data import main as check
 from segdcn.data import ImageFolder, labels
-from segdcn.data.__main__ import main as check
 from segdcn.data.dataset import DataError, Sample
 from segdcn.data.labels import labels_before_training, look_at_labels
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from runs import BARE, call
 
-from segdcn import train
-from segdcn.data.__main__ import main
+from segdcn.commands import train
+from segdcn.commands.data import main
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_transforms import blocks
 
+from segdcn.benchmarks.loading import make_streets, measure, naive_train_transform
 from segdcn.data.cityscapes import Cityscapes
-from segdcn.data.throughput import make_streets, measure
-from segdcn.data.transforms import TrainTransform, naive_train_transform
+from segdcn.data.transforms import TrainTransform
 
 
 def test_made_up_streets_are_like_the_data_sets_own(tmp_path: Path) -> None:

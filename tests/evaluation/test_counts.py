@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from segdcn.evaluation import SegmentationMetrics
-from segdcn.evaluation.counts import Counts, read_counts, write_counts
+from segdcn.evaluation.counts import Counts
 from segdcn.evaluation.metrics import count_pairs
+from segdcn.runs.figures import read_counts, write_counts
 
 
 def some_counts() -> Counts:

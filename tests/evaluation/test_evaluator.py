@@ -13,8 +13,9 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing import spawn
 
 from segdcn.data.datamodule import EvaluationOrder
-from segdcn.evaluation import EvaluationResult, Evaluator, Inference, SegmentationMetrics, get_protocol
+from segdcn.evaluation import EvaluationResult, Evaluator, SegmentationMetrics, get_protocol
 from segdcn.evaluation.instances import read_instances
+from segdcn.inference import Inference
 
 CLASSES = ("road", "sky", "person", "rider", "car")
 CATEGORIES = {"flat": ("road", "sky"), "human": ("person", "rider"), "vehicle": ("car",)}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.evaluation import Inference
-from segdcn.evaluation.inference import slide
+from segdcn.inference import Inference
+from segdcn.inference.windows import slide
 
 side = st.integers(1, 12)
 sizes = st.tuples(side, side)

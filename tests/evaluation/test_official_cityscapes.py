@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from segdcn.evaluation import EvaluationResult, Evaluator, get_protocol
-from segdcn.evaluation.submission import CityscapesSubmission
+from segdcn.runs.submission import CityscapesSubmission
 
 official_labels = pytest.importorskip(
     "cityscapesscripts.helpers.labels", reason='no cityscapesscripts: pip install -e ".[test]"'

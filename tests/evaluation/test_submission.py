@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from segdcn.data.dataset import voc_palette
-from segdcn.evaluation.submission import CityscapesSubmission, VocSubmission
+from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 
 
 def test_voc_files_hold_classes_as_palette_indices(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from conftest import FirstRun
 import segdcn
 from segdcn.analysis import last_layers, record, trace
 from segdcn.data import Shapes
-from segdcn.evaluation.counts import Counts, read_counts, write_counts
+from segdcn.evaluation.counts import Counts
 from segdcn.report.contents import report_run
+from segdcn.runs.figures import read_counts, write_counts
 
 pytestmark = pytest.mark.slow
 

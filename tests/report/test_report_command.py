@@ -14,12 +14,12 @@ import torch
 from conftest import FirstRun
 from runs import call, one_line
 
+from segdcn.commands.report import main
 from segdcn.data import Shapes
 from segdcn.report import images
-from segdcn.report.__main__ import main
 from segdcn.report.contents import report_run
 from segdcn.runs.checkpoint import Checkpoint
-from segdcn.runs.folder import file_hash
+from segdcn.runs.files import file_hash
 from segdcn.sweep.plan import Job, Sweep
 
 Make = Callable[..., Path]

@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from segdcn.evaluation.counts import Counts, write_counts
+from segdcn.evaluation.counts import Counts
 from segdcn.models import build_deeplab
 from segdcn.report import choice, curves, pictures, tables
 from segdcn.report.charts import Series, line_chart
 from segdcn.report.page import OPTIONAL, json_for_script, render
 from segdcn.report.records import read_run
 from segdcn.report.viewer import fields_per_image, pixel_grid
+from segdcn.runs.figures import write_counts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u2028'\""
 

@@ -97,7 +97,7 @@ def test_command_begins_a_run_and_resumes_one_that_has_a_checkpoint(tmp_path: Pa
     folder = tmp_path / "it's a=b, c"
     job = Job("x", (), ("seed=1", "dataset.root=there", "optimizer.lr=0.1"))
     begin = train_command(job, folder)
-    assert begin[1:3] == ["-m", "segdcn.train"]
+    assert begin[1:3] == ["-m", "segdcn.commands.train"]
     assert set(job.arguments) < set(begin)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")

@@ -18,7 +18,7 @@ from miniatures import make_cityscapes, make_sbd, make_voc
 from PIL import Image
 from runs import BARE, call, one_line, process
 
-from segdcn import train
+from segdcn.commands import train
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.sweep.jobs import train_command
 from segdcn.sweep.local import LocalLauncher
@@ -193,7 +193,7 @@ def test_a_fault_of_the_moment_is_tried_again_and_a_users_error_is_not(tmp_path:
     settings += ["dataset=ponds", "datamodule.batch_size=2", "datamodule.num_workers=0"]
     command = (
         "-m",
-        "segdcn.train",
+        "segdcn.commands.train",
         "--config-dir=conf",
         "-m",
         "sweep.name=ponds",
@@ -230,7 +230,15 @@ def test_a_folder_of_something_else_is_left_as_it_is(
 @pytest.mark.slow
 def test_a_sweep_trains_skips_what_is_finished_and_ends_with_a_table(tmp_path: Path) -> None:
     # one job cannot work, which neither stops the other nor is tried again
-    command = ("-m", "segdcn.train", "-m", *TINY, "model.output_stride=16,12", "trainer.max_epochs=1", "sweep.name=two")
+    command = (
+        "-m",
+        "segdcn.commands.train",
+        "-m",
+        *TINY,
+        "model.output_stride=16,12",
+        "trainer.max_epochs=1",
+        "sweep.name=two",
+    )
     first = process(tmp_path, *command)
     assert first.returncode == 1
     assert "1 of 2 runs have no figure" in first.stderr
@@ -276,7 +284,7 @@ def end_of(sweep: subprocess.Popen[bytes]) -> None:
 def test_a_sweep_killed_ten_times_ends_like_the_undisturbed_one(tmp_path: Path) -> None:
     jobs = ("model.deform.layers=0,3", "seed=0,1,2", *TINY, "trainer.max_epochs=4", "dataset.train_images=160")
     settings = ("callbacks.last_within_epoch.every_n_train_steps=3", "launcher.slots=2")
-    command = [sys.executable, "-m", "segdcn.train", "-m", *jobs, *settings]
+    command = [sys.executable, "-m", "segdcn.commands.train", "-m", *jobs, *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     whole = subprocess.run([*command, "sweep.name=whole"], cwd=tmp_path, env=environment, capture_output=True)

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from runs import call, one_line, process
 
-from segdcn.sweep.__main__ import main, parse_arguments
+from segdcn.commands.sweep import main, parse_arguments
 from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
 from segdcn.sweep.plan import read_sweep
 from segdcn.sweep.results import KINDS, Results, collect
@@ -507,8 +507,8 @@ def test_real_run_has_all_columns(first_run: FirstRun, tmp_path: Path) -> None:
 
 
 def test_help_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    code = "import sys, runpy\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    runpy.run_module('segdcn.sweep')\n"
-    code = code.replace("'segdcn.sweep')", "'segdcn.sweep', run_name='__main__')")
+    code = "import sys, runpy\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    runpy.run_module('segdcn.commands.sweep')\n"
+    code = code.replace("'segdcn.commands.sweep')", "'segdcn.commands.sweep', run_name='__main__')")
     code += "except SystemExit:\n    print(sorted({'torch', 'matplotlib', 'scipy', 'rich'} & set(sys.modules)))\n"
     shown = process(tmp_path, "-c", code)
     assert shown.returncode == 0, shown.stderr

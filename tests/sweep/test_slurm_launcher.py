@@ -205,7 +205,7 @@ def test_ddp_within_a_job_gives_the_same_figures_through_both_launchers(tmp_path
     launchers = {"here": (), "there": ("launcher=slurm", "launcher.cluster=local", "launcher.poll_seconds=1")}
     figures = {}
     for name, launcher in launchers.items():
-        ended = process(tmp_path, "-m", "segdcn.train", *jobs, f"sweep.name={name}", *launcher)
+        ended = process(tmp_path, "-m", "segdcn.commands.train", *jobs, f"sweep.name={name}", *launcher)
         assert ended.returncode == 0, ended.stderr
         results = json.loads((tmp_path / "sweeps" / name / "results.json").read_text())
         figures[name] = [run["figure"] for run in results["runs"]]

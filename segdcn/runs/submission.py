@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from segdcn.runs.folder import replacing
+from segdcn.runs.files import replacing
 
 
 class VocSubmission:

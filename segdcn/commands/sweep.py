@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdcn.commands.entry import plain_script
+from segdcn.commands.console import plain_script
 
 
 def collect(options: argparse.Namespace) -> int:

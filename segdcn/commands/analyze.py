@@ -14,26 +14,17 @@ from omegaconf import DictConfig
 
 from segdcn import UserError
 from segdcn.commands.compose import freely, plain
-from segdcn.commands.entry import console_script
+from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import decoration
-from segdcn.runs.folder import (
-    check_checkpoint,
-    file_hash,
-    make_folder,
-    reporting,
-    run_folder_of,
-    shown,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from segdcn.runs.files import file_hash, shown, write_bytes, write_json, write_text
+from segdcn.runs.folder import check_checkpoint, make_folder, reporting, run_folder_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     from segdcn.data import Sample
-    from segdcn.predictor import Predictor
+    from segdcn.inference.predictor import Predictor
     from segdcn.runs.checkpoint import Checkpoint
 
 Pixel = tuple[int, int]
@@ -73,12 +64,12 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
     from segdcn.analysis import last_layers
     from segdcn.analysis.offset_study import check_objects
     from segdcn.analysis.tables import dilation_csv, dilation_rows, markdown
-    from segdcn.predictor import find_device, from_checkpoint
+    from segdcn.inference.devices import find_device
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
 
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
-    predictor = from_checkpoint(checkpoint, find_device(config.device))
+    predictor = checkpoint.predictor(find_device(config.device))
     check_objects(predictor.class_names, config.objects or (), config.object_sizes)
     dataset, split = _open(config, checkpoint)
     drawn = _drawn(config, predictor, split)
@@ -228,7 +219,7 @@ class View:
 
 def _look(predictor: Predictor, sample: Sample, pixels: Sequence[Pixel]) -> View:
     from segdcn.analysis import last_layers, record, trace
-    from segdcn.panels import central_pixels
+    from segdcn.drawing.panels import central_pixels
 
     image = predictor.batch(sample.image)
     size = (image.shape[2], image.shape[3])
@@ -250,7 +241,7 @@ def _cost(
     """Of one image: the first that is drawn, else one of the split, else an empty one of the training's size."""
     import numpy as np
 
-    from segdcn.analysis.cost import compare_cost
+    from segdcn.benchmarks.cost import compare_cost
 
     image = np.zeros((*(checkpoint.groups["datamodule"].get("crop_size") or (512, 512)), 3), np.uint8)
     with contextlib.suppress(Exception):  # of a data set that cannot be read, which is said elsewhere

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdcn import MissingPackageError, exchange
+from segdcn import MissingPackageError
+from segdcn.benchmarks.stopwatch import reset_peak, resident_megabytes
+from segdcn.interchange import files as exchange
 from segdcn.models import Deform, build_deeplab, deformable_layers
-from segdcn.stopwatch import reset_peak, resident_megabytes
 
 SIZES = ((512, 1024), (256, 256))
 LAYERS = (0, 3)  # deformable ones
@@ -125,7 +126,7 @@ class _Worker:
     def __init__(self, runtime: str, layers: int, size: tuple[int, int], folder: Path) -> None:
         arguments = [runtime, BACKBONE, str(layers), *map(str, size), str(torch.get_num_threads()), str(folder)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "segdcn.runtimes", *arguments],
+            [sys.executable, "-m", "segdcn.benchmarks.runtimes", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

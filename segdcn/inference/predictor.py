@@ -1,4 +1,4 @@
-"""segdcn.load: a checkpoint's network, applied to images of any size; neither Hydra nor Lightning.
+"""A network applied to images of any size.
 
 Legend: K classes, H x W pixels.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdcn import MissingFileError, UserError
-from segdcn.data import decoding, memory
-from segdcn.data.dataset import file_errors, read_image
+from segdcn import UserError
+from segdcn.data import decoding
+from segdcn.data.dataset import file_errors
 from segdcn.data.transforms import EvalTransform
-from segdcn.evaluation.inference import Inference, slide_classes
-from segdcn.panels import overlay
-from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
-
-Array: TypeAlias = npt.NDArray[Any]
-Photo: TypeAlias = "str | os.PathLike[str] | Image.Image | Array | Tensor"
-TAKEN = (
-    "a file's path, a PIL image, an array that is uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"
-    " or a tensor that is uint8 of shape (3, H, W), (1, H, W) or (H, W)"
-)
+from segdcn.drawing.panels import overlay
+from segdcn.inference.devices import free_memory
+from segdcn.inference.photographs import TAKEN, Array, Photo, as_rgb, read_photo, tensor_pixels
+from segdcn.inference.windows import Inference, slide_classes
 
 # Up to so many pixels an image is seen whole, whatever memory there is; no window of its own choice is smaller.
 SMALL_SIDE = 512
@@ -41,7 +35,6 @@ PROBE_SIDE = 128
 # Peak memory of a run over the largest inputs and outputs of one module, which the operators' own buffers and the
 # maps that wait for the head exceed: measured 2.8 (resnet_tiny) to 3.2 (resnet50, mobilenet_v2).
 MEMORY_FACTOR = 4
-UNKNOWN_MEMORY = 2 << 30  # bytes taken to be free where the system does not tell
 
 
 @dataclass
@@ -71,7 +64,7 @@ class Prediction:
         return self._compute()
 
     def overlay(self, alpha: float = 0.5, legend: str = "present") -> Image.Image:
-        """The classes' colours over the image, with a legend; see ``segdcn.panels.overlay``."""
+        """The classes' colours over the image, with a legend; see ``segdcn.drawing.panels.overlay``."""
         return overlay(self.image, self.labels, self.class_names, self.palette, alpha, legend)
 
     def palette_image(self) -> Image.Image:
@@ -166,7 +159,7 @@ class Predictor:
         if isinstance(image, np.ndarray):
             return as_rgb(image, self.bits)
         if isinstance(image, Tensor):
-            return as_rgb(_tensor_pixels(image))
+            return as_rgb(tensor_pixels(image))
         if isinstance(image, Image.Image):
             with file_errors("the PIL image"):
                 pixels = decoding.opened(image, self.bits)
@@ -233,122 +226,6 @@ class Predictor:
             for hook in hooks:
                 hook.remove()
         return MEMORY_FACTOR * largest / PROBE_SIDE**2
-
-
-def load(
-    path: str | Path,
-    device: str = "auto",
-    inference: Inference | None = None,
-    max_pixels: int | None = None,
-    network: nn.Module | None = None,
-    trust: bool = False,
-) -> Predictor:
-    """The network of a checkpoint, ready to predict: ``predictor = segdcn.load("best.ckpt"); predictor("a.jpg")``.
-
-    Args:
-        path: a checkpoint that ``segdcn-train`` wrote.
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
-        inference, max_pixels: see ``Predictor``.
-        network: for a checkpoint of a network of your own: the network, built as it was for the training. None builds
-            what the checkpoint names, if it is segdcn's, torch's or torchvision's.
-        trust: build it whatever it is: for a file whose origin you know, since it may name any function.
-
-    Raises:
-        FileNotFoundError, ValueError: one line; no such file, a damaged one, one that does not fit its network, or a
-            device that is not there.
-    """
-    chosen = find_device(device)  # before anything is read
-    return from_checkpoint(read_checkpoint(Path(path), trust), chosen, inference, max_pixels, network)
-
-
-def from_checkpoint(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    inference: Inference | None = None,
-    max_pixels: int | None = None,
-    network: nn.Module | None = None,
-) -> Predictor:
-    """As ``load``, of a checkpoint that is read already."""
-    data = checkpoint.groups["datamodule"]
-    # our own recipes leave them at ImageNet's, which are the default
-    colours = {key: data[key] for key in ("mean", "std") if data.get(key) is not None}
-    try:
-        transform = EvalTransform(**colours)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{checkpoint.path} has colours to normalise by that cannot be used: {colours}") from error
-    bits = checkpoint.groups["dataset"].get("bits")  # of ours; of a user's own data set it may mean anything
-    return Predictor(
-        checkpoint.network(network),
-        checkpoint.class_names,
-        checkpoint.palette,
-        transform,
-        inference,
-        device,
-        max_pixels,
-        bits if type(bits) is int and 1 <= bits <= 16 else None,
-    )
-
-
-def find_device(name: str) -> torch.device:
-    """A device by name; "auto" is a GPU where there is one.
-
-    Raises: UserError where it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(str(name))  # 0 would be a GPU to it
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a name that is none; a device that is not there
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def read_photo(path: Path, bits: int | None = None) -> npt.NDArray[np.uint8]:
-    """Read an image file as the network sees it: uint8 (H, W, 3), turned upright as its EXIF orientation asks.
-
-    Apart from that the pixels are those of ``segdcn.data.dataset.read_image``, hence of an evaluation.
-
-    Raises: FileNotFoundError, or DataError (a ValueError) when it is no image; one line that names the file.
-    """
-    if not path.exists() and not path.is_symlink():
-        raise MissingFileError(f"no image at {path}")
-    return read_image(path, bits, upright=True)
-
-
-def as_rgb(pixels: Array, bits: int | None = None) -> npt.NDArray[np.uint8]:
-    """Grey, RGB or RGBA pixels of 8 or 16 bits as uint8 (H, W, 3); see ``Predictor.__call__``.
-
-    Raises: ValueError for another shape or type.
-    """
-    wrong = pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or 0 in pixels.shape
-    if wrong or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
-        raise UserError(f"an image must be {TAKEN}, got an array: {pixels.dtype} {pixels.shape}")
-    if pixels.dtype == np.uint16:
-        with file_errors("the array"):
-            pixels = decoding.to_8_bits(pixels, bits)  # 65535 is 255
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
-    return np.require(pixels[..., :3], requirements=["C", "W"])  # writable, as torch asks of what it shares
-
-
-def _tensor_pixels(image: Tensor) -> Array:
-    """(H, W, C) of a tensor with channels first."""
-    if image.dtype != torch.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[0] not in (1, 3)):
-        hint = "; multiply values of 0..1 by 255" if image.is_floating_point() else ""
-        raise UserError(f"an image must be {TAKEN}, got a tensor: {image.dtype} {tuple(image.shape)}{hint}")
-    pixels: Array = (image.permute(1, 2, 0) if image.ndim == 3 else image).detach().cpu().numpy()
-    return pixels
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on the device; 2 GiB where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    free = memory.free_memory()
-    return UNKNOWN_MEMORY if free is None else free
 
 
 def _bytes(values: Any) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segdcn.benchmarks.stopwatch import interleaved, peak_megabytes
 from segdcn.models import deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
-from segdcn.stopwatch import interleaved, peak_megabytes
 
 
 def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, Any]:

@@ -11,26 +11,18 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from segdcn import UserError
-from segdcn.commands.entry import console_script
+from segdcn import UserError, is_passing
+from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import one_line
-from segdcn.runs.folder import (
-    file_hash,
-    is_passing,
-    make_folder,
-    replacing,
-    run_folder_of,
-    shown,
-    unmake_folder,
-    write_json,
-)
+from segdcn.runs.files import file_hash, replacing, shown, write_json
+from segdcn.runs.folder import make_folder, run_folder_of, unmake_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from segdcn.data.dataset import Array
-    from segdcn.exchange import Agreement
-    from segdcn.predictor import Predictor
+    from segdcn.inference.predictor import Predictor
+    from segdcn.interchange.files import Agreement
     from segdcn.runs.checkpoint import Checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
@@ -48,15 +40,14 @@ def export(config: DictConfig) -> Path:
     target = _target(config, Path(config.checkpoint))  # before torch is imported: a wrong option is reported at once
     import torch
 
-    from segdcn import exchange
-    from segdcn.predictor import from_checkpoint
+    from segdcn.interchange import files as exchange
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
 
     if config.format == "onnx":
         exchange.require_packages("onnx", "onnxscript", "onnxruntime")
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
-    predictor = from_checkpoint(checkpoint, torch.device("cpu"))
+    predictor = checkpoint.predictor(torch.device("cpu"))
     image, image_name = _image(config.image, checkpoint)
     metadata = {**describe(predictor, checkpoint), "deform": config.deform}
     if config.format == "onnx":
@@ -136,7 +127,7 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
 
 def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
     """A real image, uint8 (H, W, 3), and its name: the given one, or the first to validate of the run's data set."""
-    from segdcn.predictor import read_photo
+    from segdcn.inference.photographs import read_photo
 
     if path is not None:
         return read_photo(Path(path)), path

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 
 from segdcn import UserError
 from segdcn.evaluation import EvaluationResult, Evaluator
-from segdcn.optim import parameter_groups
+from segdcn.training.optim import parameter_groups
 
 Batch = dict[str, Any]
 """{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}; evaluation adds "index" (N,)."""

@@ -25,13 +25,13 @@ from segdcn.commands.compose import (
     quiet_libraries,
     resumed,
 )
-from segdcn.commands.entry import console_script
+from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
-from segdcn.processes import die_with_parent, is_first, new_run_folder, restarted
-from segdcn.runs.folder import owned, reporting, run_folder_of, shown, typed, write_json, write_text
+from segdcn.runs.files import read_object, shown, typed, write_json, write_text
+from segdcn.runs.folder import owned, reporting, run_folder_of
 from segdcn.runs.overrides import split_override
-from segdcn.sweep.plan import read_object
+from segdcn.training.distributed import die_with_parent, is_first, new_run_folder, restarted
 
 
 def train(config: DictConfig) -> float:
@@ -41,10 +41,10 @@ def train(config: DictConfig) -> float:
     """
     from pytorch_lightning import seed_everything
 
-    from segdcn.callbacks import FiguresFile, training_seconds
+    from segdcn.commands.figures import print_figures
     from segdcn.data.labels import labels_before_training
-    from segdcn.drawing.figures import print_figures
     from segdcn.models.cost import network_cost
+    from segdcn.training.progress import FiguresFile, training_seconds
 
     run = Path(config.output_dir)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
@@ -166,7 +166,7 @@ def _images_per_step(config: DictConfig, trainer: Any) -> dict[str, Any]:
 
 def _batch(config: DictConfig, network: Any, images: int) -> str:
     """What makes a step, how far it goes, and what of the settings is not as it seems."""
-    from segdcn.optim import parameter_groups
+    from segdcn.training.optim import parameter_groups
 
     batch, accumulated = config.datamodule.batch_size, config.trainer.get("accumulate_grad_batches") or 1
     parts = [f"{batch} images"]

@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from segdcn import MissingFileError, UserError
-from segdcn.commands.entry import console_script
+from segdcn import MissingFileError, UserError, is_passing
+from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
-from segdcn.runs.folder import is_passing, make_folder, replacing, shown, write_bytes, write_text
+from segdcn.runs.files import replacing, shown, write_bytes, write_text
+from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress
 
-    from segdcn.predictor import Prediction, Predictor
+    from segdcn.inference.predictor import Prediction, Predictor
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 OVERLAY_BYTES = 28  # a pixel, that an overlay takes at its peak beside the image and the labels; measured

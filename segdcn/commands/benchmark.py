@@ -15,14 +15,15 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn import UserError, runtimes
+from segdcn import UserError
+from segdcn.benchmarks import runtimes
+from segdcn.benchmarks.stopwatch import Candidate, compare, interleaved
 from segdcn.commands.compose import CONFIG_PATH, build_dataset
-from segdcn.commands.entry import plain_script
+from segdcn.commands.console import plain_script
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 from segdcn.runs.environment import environment
-from segdcn.runs.folder import write_json
-from segdcn.stopwatch import Candidate, compare, interleaved
+from segdcn.runs.files import write_json
 
 # N, C, H, W -> C, 3x3; groups
 CONVOLUTIONS = (
@@ -144,8 +145,8 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
     """
     from hydra import compose, initialize_config_dir
 
+    from segdcn.benchmarks.loading import make_streets, measure
     from segdcn.data.dataset import ImageMaskFiles
-    from segdcn.data.throughput import make_streets, measure
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         if not overrides:

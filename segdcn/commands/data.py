@@ -8,7 +8,7 @@ import sys
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.commands.compose import build_dataset
-from segdcn.commands.entry import console_script
+from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 
 USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (the same as python -m segdcn.data check ...)

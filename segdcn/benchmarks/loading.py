@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import albumentations as A  # type: ignore[import-untyped]
 import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segdcn.data.dataset import Array, ImageMaskFiles, Sample, read_label
-from segdcn.data.transforms import TrainTransform, naive_train_transform, single_threaded_worker
+from segdcn.data.dataset import IGNORE_INDEX, Array, ImageMaskFiles, Sample, read_label
+from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform, single_threaded_worker, to_tensors
 
 Prepare = Callable[[Array, Array, int], Any]
 
@@ -145,3 +148,32 @@ def make_streets(root: Path, images: int = 8) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.asarray(array)).save(path)
     return root
+
+
+def naive_train_transform(
+    crop_size: Sequence[int], scale: Sequence[float], flip: float, photometric: float
+) -> Callable[[Array, Array, int], tuple[Tensor, Tensor]]:
+    """The steps of `TrainTransform` in the order that comes to mind, to measure what its order saves.
+
+    Colours at full size, then the whole image scaled, padded and at last cropped; the distribution is the same.
+    """
+    height, width = crop_size
+    factors, hue = (1 - photometric, 1 + photometric), (-photometric / 5, photometric / 5)
+    mean_colour = [round(255 * value) for value in IMAGENET_MEAN]
+    pipeline = A.Compose(
+        [
+            *([A.ColorJitter(factors, factors, factors, hue, p=1.0)] if photometric else []),
+            A.RandomScale((scale[0] - 1, scale[1] - 1), mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1.0),
+            A.PadIfNeeded(height, width, position="random", fill=mean_colour, fill_mask=IGNORE_INDEX),
+            A.RandomCrop(height, width),
+            A.HorizontalFlip(p=flip),
+            A.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        ]
+    )
+
+    def transform(image: Array, label: Array, seed: int) -> tuple[Tensor, Tensor]:
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        result = pipeline(image=image, mask=label)
+        return to_tensors(result["image"], result["mask"])
+
+    return transform

@@ -13,21 +13,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from segdcn import UserError
 from segdcn.commands.compose import build_evaluator, build_trainer, freely, plain, quiet_libraries
-from segdcn.commands.entry import console_script
+from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
-from segdcn.processes import is_first
-from segdcn.runs.folder import check_checkpoint, file_hash, owned, reporting, run_folder_of, shown, write_json
+from segdcn.runs.files import file_hash, shown, write_json
+from segdcn.runs.folder import check_checkpoint, owned, reporting, run_folder_of
 from segdcn.runs.overrides import is_of_the_place
+from segdcn.training.distributed import is_first
 
 
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
-    from segdcn.callbacks import FiguresFile
-    from segdcn.drawing.figures import print_figures
+    from segdcn.commands.figures import print_figures
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
-    from segdcn.task import SegmentationTask
+    from segdcn.training.progress import FiguresFile
+    from segdcn.training.task import SegmentationTask
 
     for group in ("trainer", "callbacks"):
         check_kinds(OmegaConf.to_container(config[group] or {}, resolve=True), group)

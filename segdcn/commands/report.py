@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdcn import UserError
-from segdcn.commands.entry import plain_script
-from segdcn.runs.folder import make_folder, shown
+from segdcn.commands.console import plain_script
+from segdcn.runs.files import shown
+from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
     from segdcn.runs.checkpoint import Checkpoint

@@ -1,0 +1,67 @@
+"""The figures of a split as files of a run's folder: metrics.json and counts.npz."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segdcn import MissingFileError, UserError, is_passing
+from segdcn.evaluation.counts import Counts
+from segdcn.evaluation.evaluator import EvaluationResult
+from segdcn.runs.files import write_bytes, write_json
+
+COUNTS_FILE = "counts.npz"  # beside metrics.json
+
+
+def write_figures(result: EvaluationResult, split: str, facts: Mapping[str, Any], folder: Path) -> None:
+    """Write metrics.json, figures and ``facts`` as one flat object, and counts.npz beside it.
+
+    Of a split without labels (a benchmark's test split) there are neither figures nor counts.
+
+    result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
+    facts: what the figures depend on: protocol, inference, checkpoint, seed.
+    """
+    figures = {} if math.isnan(result.figures[f"{split}/miou"]) else result.figures
+    if figures:
+        write_counts(folder / COUNTS_FILE, result.counts)
+    write_json(folder / "metrics.json", {**figures, "split": split, "images": result.images, **facts})
+
+
+def write_counts(path: Path, counts: Counts) -> None:
+    """Write ``counts`` atomically; texts and numbers only, no pickle."""
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        names=np.array(list(counts.names), dtype=np.str_),
+        class_names=np.array(list(counts.class_names), dtype=np.str_),
+        images=counts.images.numpy(),
+        confusion=counts.confusion.numpy(),
+    )
+    write_bytes(path, content.getvalue())
+
+
+def read_counts(path: Path) -> Counts:
+    """Read a counts.npz.
+
+    Raises: FileNotFoundError, or ValueError when it is damaged or its parts do not fit; one line each.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no pixel counts at {path}: segdcn-evaluate writes them")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names, class_names = ([str(name) for name in arrays[key]] for key in ("names", "class_names"))
+            images, confusion = (torch.from_numpy(arrays[key].astype(np.int64)) for key in ("images", "confusion"))
+    except Exception as error:  # a damaged archive raises many kinds: zip, zlib, key, value
+        if is_passing(error):
+            raise
+        raise UserError(f"{path} cannot be read: it is damaged ({type(error).__name__}); evaluate again") from error
+    n, k = len(names), len(class_names)
+    if images.shape != (n, 3, k) or confusion.shape != (k, k):
+        raise UserError(f"{path} does not fit together: {n} images, {k} classes, counts {tuple(images.shape)}")
+    return Counts(names, class_names, images, confusion)

@@ -1,0 +1,1 @@
+"""Training as Lightning modules, callbacks and losses."""

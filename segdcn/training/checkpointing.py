@@ -1,0 +1,52 @@
+"""Checkpoints that are whole, and from which a run goes on exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from segdcn.runs.files import replacing
+from segdcn.training.task import training_ends
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are written beside the file that they replace, then renamed.
+
+    Lightning writes them into the system's folder for temporary files and moves them: to another file system that is a
+    copy over the old one, and a process that is killed meanwhile leaves neither.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+class Checkpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, made to resume exactly."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # From a checkpoint between an epoch's last batch and its validation, Lightning would go on with the next
+        # epoch: no figures, no best checkpoint. The epoch's end is saved anyway.
+        if trainer.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._save_on_train_epoch_end and training_ends(trainer):
+            trainer.save_checkpoint(self.format_checkpoint_name({}))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Of an epoch that the run's last step cut short that step was saved: from here Lightning would go on with the
+        # next epoch. Without validation there is no best one.
+        wanted = trainer.is_last_batch if self.monitor is None else trainer.enable_validation
+        if wanted:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the best score when the folder has another name, and a worse best.ckpt would replace it.
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})

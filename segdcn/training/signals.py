@@ -1,0 +1,96 @@
+"""A run that is told to stop saves a checkpoint first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.trainer.states import TrainerFn
+
+
+class StopOnSignal(pl.Callback):
+    """SIGTERM, SIGUSR1 or SIGUSR2 to any process of a run (a scheduler's warnings) stops all of them, resumably.
+
+    The batch that is being trained is finished, ``checkpoint`` is saved and the run exits with status 128 + signal
+    number. After an epoch's last batch, or within its validation, the validation is finished first: only the epoch's
+    end can be saved then (see ``Checkpoint``). An evaluation outside of training stops at its next batch.
+
+    Takes the place of Lightning's own handlers, which communicate within the handler (ranks that are in another
+    collective at that moment hang) and, under SLURM, write checkpoints of another name and requeue the job themselves.
+
+    checkpoint: file to save, the one that a run is resumed from; null saves nothing.
+    """
+
+    SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # Windows has the first only
+
+    def __init__(self, checkpoint: str | Path | None = None) -> None:
+        self.checkpoint = checkpoint
+        self._received = 0
+
+    def _listen(self) -> None:
+        """Lightning sets its handlers just before this and, when it ends, brings back those that were there before."""
+        if threading.current_thread() is threading.main_thread():
+            for name in self.SIGNALS:
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = number
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listen()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # between two batches whose gradients are added up there is nothing to save
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if number := self._agreed(trainer):
+            if self.checkpoint is not None:
+                trainer.save_checkpoint(self.checkpoint)
+            self._stop(trainer, number)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop_if_asked(trainer)  # asked after the last batch of the epoch before, which has been saved
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._listen()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._stop_if_asked(trainer)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listen()
+
+    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        if number := self._agreed(trainer):
+            self._stop(trainer, number)
+
+    def _agreed(self, trainer: pl.Trainer) -> int:
+        """The signal that any process has received, 0 for none; all of them ask at the same point."""
+        if trainer.world_size == 1:
+            return self._received
+        number = torch.tensor(self._received, device=trainer.strategy.root_device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return int(number)
+
+    def _stop(self, trainer: pl.Trainer, number: int) -> None:
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        # Lightning kills a first process one of whose children ends with a status of its own before it does
+        child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        raise SystemExit(0 if child else 128 + number)
