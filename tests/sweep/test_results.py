@@ -507,8 +507,9 @@ def test_real_run_has_all_columns(first_run: FirstRun, tmp_path: Path) -> None:
 
 
 def test_help_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    code = "import sys, runpy\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    runpy.run_module('segdcn.commands.sweep')\n"
-    code = code.replace("'segdcn.commands.sweep')", "'segdcn.commands.sweep', run_name='__main__')")
+    code = (
+        "import sys\nfrom segdcn.commands.sweep import main\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    main()\n"
+    )
     code += "except SystemExit:\n    print(sorted({'torch', 'matplotlib', 'scipy', 'rich'} & set(sys.modules)))\n"
     shown = process(tmp_path, "-c", code)
     assert shown.returncode == 0, shown.stderr
