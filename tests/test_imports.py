@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric",
     ),
     "interchange": ("ops models", "torch numpy PIL onnx onnxruntime"),
-    "sweep": ("drawing runs training", "torch yaml rich scipy matplotlib submitit"),
+    "sweep": ("drawing runs", "torch yaml rich scipy matplotlib submitit"),
     "report": (
         "models data drawing inference evaluation analysis runs sweep",
         "torch numpy cv2 PIL yaml matplotlib jinja2 markupsafe",

@@ -17,10 +17,10 @@ from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
+from segdcn.runs.distributed import is_first
 from segdcn.runs.files import file_hash, shown, write_json
 from segdcn.runs.folder import check_checkpoint, owned, reporting, run_folder_of
 from segdcn.runs.overrides import is_of_the_place
-from segdcn.training.distributed import is_first
 
 
 @console_script("evaluate", freely(lambda key: key.startswith("dataset.")))

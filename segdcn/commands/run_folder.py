@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from segdcn import UserError
+from segdcn.runs.distributed import is_first, new_run_folder, restarted
 from segdcn.runs.environment import environment
 from segdcn.runs.files import read_object, shown, write_json, write_text
 from segdcn.runs.folder import owned, reporting, run_folder_of
-from segdcn.training.distributed import is_first, new_run_folder, restarted
 
 
 @contextmanager

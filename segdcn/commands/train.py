@@ -15,10 +15,9 @@ from segdcn.commands.arguments import freely_on_resume
 from segdcn.commands.compose import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
-from segdcn.commands.run_folder import in_run_folder, leave_provenance
 from segdcn.drawing.decoration import decoration
+from segdcn.runs.distributed import die_with_parent
 from segdcn.runs.files import shown, typed, write_json
-from segdcn.training.distributed import die_with_parent
 
 if TYPE_CHECKING:
     from segdcn.evaluation import EvaluationResult
@@ -29,6 +28,7 @@ def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     from segdcn.commands.build import quiet_libraries
     from segdcn.commands.resume import resumed
+    from segdcn.commands.run_folder import in_run_folder
 
     die_with_parent()
     quiet_libraries()
@@ -48,6 +48,7 @@ def train(config: DictConfig) -> float:
 
     from segdcn.commands.build import build_datamodule, build_evaluator, build_task, build_trainer, check_network
     from segdcn.commands.introduction import images_per_step, introduce
+    from segdcn.commands.run_folder import leave_provenance
     from segdcn.models.cost import network_cost
     from segdcn.training.progress import FiguresFile, training_seconds
 
