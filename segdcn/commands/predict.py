@@ -21,11 +21,10 @@ from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
-from segdcn.runs.files import shown, write_bytes, write_text
+from segdcn.runs.files import shown, write_bytes, write_png, write_text
 from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.progress import Progress
 
     from segdcn.inference.predictor import Prediction, Predictor
@@ -221,7 +220,7 @@ def _predict_image(
     results.images += 1
     if is_dark(result.image):
         results.dark.append(_file(path, config))
-    write_bytes(output / f"{name}_labels.png", _png(result.palette_image()))
+    write_png(output / f"{name}_labels.png", result.palette_image())
     results.areas += _areas(result, _file(path, config))  # before what is there to look at, which may fail
     if config.overlay:
         height, width = result.labels.shape
@@ -229,7 +228,7 @@ def _predict_image(
             check_fits(width, height, OVERLAY_BYTES)
         except UnreadableError as error:
             raise DataError(f"{path}: its overlay {error}; its labels are written") from None
-        write_bytes(output / f"{name}_overlay.png", _png(result.overlay()))
+        write_png(output / f"{name}_overlay.png", result.overlay())
     if config.probabilities:
         content = io.BytesIO()
         np.savez_compressed(content, probabilities=result.probabilities.astype(np.float16))
@@ -256,7 +255,7 @@ def _predict_video(
                 if config.areas:
                     results.areas += _areas(result, f"{_file(path, config)}#{number}")
                 if config.frames:
-                    write_bytes(output / f"{name}_labels" / f"{number:06d}.png", _png(result.palette_image()))
+                    write_png(output / f"{name}_labels" / f"{number:06d}.png", result.palette_image())
                 if config.overlay:
                     write(np.asarray(result.overlay(legend="all")))
                 progress.advance(task)
@@ -274,12 +273,6 @@ def _areas(result: Prediction, file: str) -> list[tuple[str, str, int, float]]:
     counts = count_labels(result.labels)[: len(result.class_names)].tolist()
     pixels = result.labels.size
     return [(file, name, count, count / pixels) for name, count in zip(result.class_names, counts, strict=True)]
-
-
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    return content.getvalue()
 
 
 if __name__ == "__main__":
