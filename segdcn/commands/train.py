@@ -101,7 +101,7 @@ def _kept_checkpoint(run: Path) -> Path | None:
 def _conclude(config: DictConfig, dataset: Any, result: EvaluationResult | None, provenance: dict[str, Any]) -> None:
     """The figures, which are on the disk already, as a table and a page; none where nothing was validated."""
     from segdcn.commands.figures import print_figures
-    from segdcn.report.contents import report_run
+    from segdcn.report.pages import report_training
 
     run = Path(config.output_dir)
     if result is None:
@@ -117,8 +117,7 @@ def _conclude(config: DictConfig, dataset: Any, result: EvaluationResult | None,
     print(f"figures in {shown(run)}/metrics.json{pictures}")
     if config.report and not (run.parent / "sweep.json").exists():
         with decoration("report", f"segdcn-report {typed(run)} tries again"):
-            page = report_run(run, lambda _: dataset, budget=None, trust=True)
-            print(f"report in {shown(page)}")
+            print(f"report in {shown(report_training(run, dataset))}")
 
 
 if __name__ == "__main__":
