@@ -57,15 +57,17 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names["study"]["images"] == 8
 
 
+def tiny(head: str = "paper", **options: Any) -> nn.Module:
+    return build_deeplab(backbone="resnet_tiny", head=head, num_classes=2, weights=None, head_channels=8, **options)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SegmentationTask]:
     """The folder of a training with other colours and mean than the defaults, and its task."""
     folder = tmp_path_factory.mktemp("python")
     dataset = make_photos(folder / "photos")
     data = SegmentationDataModule(dataset, 2, (64, 64), num_workers=0, mean=(0.5, 0.4, 0.3))
-    network = build_deeplab(
-        "resnet_tiny", "v3plus", 2, 8, weights=None, deform=Deform(layers=2, modulated=True), head_channels=8
-    )
+    network = tiny(head="v3plus", deform=Deform(layers=2, modulated=True))
     task = SegmentationTask(network, dataset.class_names)
     trainer(folder, Checkpoint()).fit(task, datamodule=data)
     return folder, task
@@ -125,7 +127,7 @@ class Small(nn.Module):
 def test_of_another_network_it_asks_for_the_network(tmp_path: Path, own: bool) -> None:
     """Of one that segdcn has not built, and of one that was changed after it was."""
     dataset = make_photos(tmp_path / "photos")
-    network = Small() if own else build_deeplab("resnet_tiny", "paper", 2, 8, weights=None, head_channels=8)
+    network = Small() if own else tiny(deform=Deform(layers=0))
     assert len(make_deformable(network, last=1)) == 1
     task = SegmentationTask(network, dataset.class_names)
     trainer(tmp_path, Checkpoint()).fit(task, datamodule=SegmentationDataModule(dataset, 2, (64, 64), num_workers=0))
@@ -171,7 +173,7 @@ def fit(folder: str | Path, *callbacks: pl.Callback, **options: Any) -> Segmenta
     """Three epochs of two steps each."""
     dataset = ImageFolder(Path(folder, "photos"), ["background", "cat"])
     data = SegmentationDataModule(dataset, 2, (64, 64), num_workers=0)
-    network = build_deeplab("resnet_tiny", "paper", 2, 8, weights=None, deform=Deform(layers=1), head_channels=8)
+    network = tiny(deform=Deform(layers=1))
     task = SegmentationTask(network, dataset.class_names)
     trainer(Path(folder), *callbacks, max_epochs=3, enable_checkpointing=False).fit(task, datamodule=data, **options)
     return task
