@@ -20,7 +20,7 @@ from segdcn.commands.errors import is_misconfiguration
 from segdcn.data.datamodule import check_world_size
 from segdcn.evaluation import Evaluator, get_protocol
 from segdcn.evaluation.protocols import CityscapesLike
-from segdcn.models.contract import check_logits, giving_logits
+from segdcn.models.contract import check_logits
 from segdcn.runs.checkpoint import GROUPS, without_pretrained
 from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.checkpointing import AtomicCheckpoints
@@ -50,7 +50,7 @@ def _network(config: DictConfig, num_classes: int) -> Any:
     model = plain(config.model)
     if config.resume:
         model = without_pretrained(model)
-    return giving_logits(instantiate(model, num_classes=num_classes, _convert_="all"))
+    return instantiate(model, num_classes=num_classes, _convert_="all")
 
 
 def build_datamodule(config: DictConfig, dataset: Any) -> Any:
@@ -73,11 +73,11 @@ def build_evaluator(
     if chosen.categories:
         if not isinstance(dataset, CityscapesLike):
             raise UserError(
-                f"protocol={chosen.name} needs a data set with categories, label_ids and instance_files, which"
+                f"protocol={chosen.name} needs a data set with categories, label_ids and instances, which"
                 f" {type(dataset).__name__} has not: use protocol=native"
             )
         options["categories"], options["label_ids"] = dataset.categories, dataset.label_ids
-        options["instance_files"] = dataset.instance_files(split)
+        options["instances"] = dataset.instances(split)
     if submission is not None:
         if chosen.name == "voc":
             options["sink"] = VocSubmission(submission, split, dataset.palette)

@@ -12,8 +12,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from segdcn import UserError, is_out_of_memory, is_passing
-from segdcn.drawing.decoration import one_line
+from segdcn import UserError, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
 FAILED = 1

@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> float:
     from segdcn.commands.figures import print_figures
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
-    from segdcn.training.progress import FiguresFile
+    from segdcn.training.figures import FiguresFile
     from segdcn.training.task import SegmentationTask
 
     quiet_libraries()
@@ -56,7 +56,7 @@ def evaluate(config: DictConfig) -> float:
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     data = checkpoint.datamodule(dataset, plain(config.datamodule))
-    task = SegmentationTask(checkpoint.network(), checkpoint.loss(), dataset.class_names)
+    task = SegmentationTask(checkpoint.network(), dataset.class_names, checkpoint.loss())
     folder = Path(config.output_dir)
     task.evaluator = build_evaluator(
         config.protocol,
@@ -65,20 +65,20 @@ def evaluate(config: DictConfig) -> float:
         inference=instantiate(config.inference, _convert_="all"),
         submission=folder / "submission" if config.submission else None,
     )
-    provenance = {
+    conditions = {
         "seed": checkpoint.seed,
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": file_hash(checkpoint.path),
         **other_data(config),
     }
-    trainer = build_trainer(config, FiguresFile(folder, provenance))
+    trainer = build_trainer(config, FiguresFile(folder, conditions))
     run = trainer.validate if config.split == "val" else trainer.test
     run(task, datamodule=data, verbose=False)
     assert task.result is not None
     if trainer.is_global_zero:
         write_json(folder / "environment.json", environment(checkpoint.seed))
         with decoration("table", f"the figures are in {shown(folder)}/metrics.json"):
-            print_figures(task.result, config.split, dataset.class_names, provenance)
+            print_figures(task.result, config.split, dataset.class_names, conditions)
         print(f"figures and pictures in {shown(folder)}")
     return float(task.result.figures[f"{config.split}/miou"])
 

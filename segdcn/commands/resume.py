@@ -20,6 +20,10 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
     """
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
+    if not checkpoint.config:
+        raise UserError(
+            f"{path} is of a training from Python: continue it there, with trainer.fit(..., ckpt_path=PATH)"
+        )
     if not config.trust:
         check_targets(checkpoint.config, "config", path)
         check_interpolations(checkpoint.config, path)

@@ -50,7 +50,8 @@ def train(config: DictConfig) -> float:
     from segdcn.commands.introduction import images_per_step, introduce
     from segdcn.commands.run_folder import leave_provenance
     from segdcn.models.cost import network_cost
-    from segdcn.training.progress import FiguresFile, training_seconds
+    from segdcn.training.figures import FiguresFile
+    from segdcn.training.progress import training_seconds
 
     run = Path(config.output_dir)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):
@@ -62,12 +63,12 @@ def train(config: DictConfig) -> float:
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
     task.evaluator = build_evaluator(config.protocol, dataset, "val")
-    provenance: dict[str, Any] = {"seed": config.seed}  # of the figures
-    trainer = build_trainer(config, FiguresFile(run, provenance))
+    conditions: dict[str, Any] = {"seed": config.seed}  # of the figures
+    trainer = build_trainer(config, FiguresFile(run, conditions))
     size = check_network(config, dataset, task, trainer)
-    provenance |= network_cost(task.network, size) | images_per_step(config, trainer)
+    conditions |= network_cost(task.network, size) | images_per_step(config, trainer)
     if trainer.is_global_zero:
-        introduce(config, dataset, task.network, provenance)
+        introduce(config, dataset, task.network, conditions)
         leave_provenance(run, config)
 
     try:
@@ -75,9 +76,9 @@ def train(config: DictConfig) -> float:
         if trainer.fast_dev_run:
             print(f"trainer.fast_dev_run: {trainer.max_steps} step(s) trained and validated, nothing is kept")
             return math.nan
-        provenance["training_seconds"] = training_seconds(trainer)  # before validation reads the best checkpoint's
+        conditions["training_seconds"] = training_seconds(trainer)  # before validation reads the best checkpoint's
         checkpoint = _kept_checkpoint(run)
-        provenance["checkpoint"] = None if checkpoint is None else checkpoint.name
+        conditions["checkpoint"] = None if checkpoint is None else checkpoint.name
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     except SystemExit as end:  # Lightning's answer to Ctrl-C, and StopOnSignal's: 128 and the signal's number
         if trainer.is_global_zero:
@@ -86,7 +87,7 @@ def train(config: DictConfig) -> float:
         raise
 
     if trainer.is_global_zero:
-        _conclude(config, dataset, task.result, provenance)
+        _conclude(config, dataset, task.result, conditions)
         if checkpoint is not None:
             print(f"evaluate with: segdcn-evaluate {typed(checkpoint, 'checkpoint')}", flush=True)
     return math.nan if task.result is None else float(task.result.figures["val/miou"])
@@ -98,19 +99,19 @@ def _kept_checkpoint(run: Path) -> Path | None:
     return next((path for path in kept if path.is_file()), None)
 
 
-def _conclude(config: DictConfig, dataset: Any, result: EvaluationResult | None, provenance: dict[str, Any]) -> None:
+def _conclude(config: DictConfig, dataset: Any, result: EvaluationResult | None, conditions: dict[str, Any]) -> None:
     """The figures, which are on the disk already, as a table and a page; none where nothing was validated."""
     from segdcn.commands.figures import print_figures
     from segdcn.report.pages import report_training
 
     run = Path(config.output_dir)
     if result is None:
-        write_json(run / "metrics.json", {"val/miou": None, "split": "val", "images": 0, **provenance})
+        write_json(run / "metrics.json", {"val/miou": None, "split": "val", "images": 0, **conditions})
         why = "trainer.limit_val_batches=0" if len(dataset.split("val")) else "val has no image"
         print(f"{why}: nothing was validated, so there are no figures")
     else:
         with decoration("table", f"the figures are in {shown(run)}/metrics.json"):
-            print_figures(result, "val", dataset.class_names, provenance)
+            print_figures(result, "val", dataset.class_names, conditions)
     if config.get("paper_miou") is not None:
         print(f"published for this setting: mean IoU {config.paper_miou:.2f}")
     pictures = f", pictures in {shown(run)}/panels" if (run / "panels").is_dir() else ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from segdcn import UserError
+from segdcn import UserError, first_line
 from segdcn.models import DeepLab, deformable_layers
 from segdcn.ops.deform_conv import Backend
 
@@ -57,8 +57,3 @@ def quietly() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in its first line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

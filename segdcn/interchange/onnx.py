@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from segdcn import MissingPackageError, UserError
-from segdcn.interchange.graph import Deformation, first_line, quietly, traced
+from segdcn import MissingPackageError, UserError, first_line
+from segdcn.interchange.graph import Deformation, quietly, traced
 from segdcn.interchange.verification import Runner
 
 FIRST_OPSET = 19  # where DeformConv was defined
