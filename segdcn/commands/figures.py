@@ -16,7 +16,9 @@ from segdcn.evaluation.evaluator import EvaluationResult
 COLUMNS = {"iou": "IoU", "instance_iou": "iIoU"}
 
 
-def print_figures(result: EvaluationResult, split: str, class_names: Sequence[str], conditions: Mapping[str, Any]) -> None:
+def print_figures(
+    result: EvaluationResult, split: str, class_names: Sequence[str], conditions: Mapping[str, Any]
+) -> None:
     """Print the table of IoU per class; of a split without labels (a benchmark's test split) a line that says so.
 
     result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.

@@ -67,7 +67,9 @@ def open_shapes(checkpoint: Checkpoint) -> Shapes:
     return checkpoint.dataset()
 
 
-def html(run: Path, open_dataset: Callable[[Checkpoint], Any] = open_shapes, budget: float = ImageOptions.budget) -> str:
+def html(
+    run: Path, open_dataset: Callable[[Checkpoint], Any] = open_shapes, budget: float = ImageOptions.budget
+) -> str:
     """The page of a run."""
     return run_page(read_finished(run), ImageOptions(open_dataset, budget=budget)).html()
 
