@@ -32,7 +32,8 @@ class ImageOptions:
 
     open_dataset: gives the data set of a checkpoint; an error, in one line, where it is not at hand.
     trust: whether networks and data sets other than segdcn's may be built.
-    budget: floating point operations that receptive fields may take, and effective dilations as many again.
+    budget: floating point operations that receptive fields may take, and effective dilations as many again; by default
+        those of a command of its own.
     """
 
     open_dataset: Callable[[Checkpoint], Any]
