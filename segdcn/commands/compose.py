@@ -12,7 +12,7 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segdcn import UserError, is_passing
@@ -26,8 +26,8 @@ CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent
 
 SHAPES = "shapes"
 """The data set that needs no files, and the recipe for it."""
-ON_GPU, ON_CPU = "resnet50", "mobilenet_v2"
-"""What model.backbone=auto comes to."""
+ON_GPU, ON_CPU, ON_CPU_CHANNELS = "resnet50", "mobilenet_v2", 64
+"""What model.backbone=auto comes to, on a CPU with a head that is narrower than published."""
 
 
 def check_hydra_keys(hydra: HydraConf | DictConfig) -> None:
@@ -94,16 +94,23 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
     lines = []
     if "class_names" in config.dataset and config.dataset.class_names is None:
         config.dataset.class_names = [str(name) for name in dataset.class_names]
-        lines.append(f"classes  {', '.join(dataset.class_names)}; {getattr(dataset, 'names_from', 'of the data set')}")
+        lines.append(f"classes  {getattr(dataset, 'classes_found', ', '.join(config.dataset.class_names))}")
     data, model = config.datamodule, config.model
     if data.get("crop_size") == "auto":
         data.crop_size = list(fitting_crop(dataset.split("train"), data.get("short_side"), data.get("long_side")))
         height, width = data.crop_size
         lines.append(f"crops    {height}x{width} pixels, which fit the images; datamodule.crop_size=[H,W] makes others")
     if model.get("backbone") == "auto":
-        model.backbone = ON_GPU if _on_gpu(config.trainer) else ON_CPU
-        where = "a GPU" if model.backbone == ON_GPU else f"a CPU (on a GPU it would be {ON_GPU})"
-        lines.append(f"backbone {model.backbone}, since this is {where}; model.backbone=NAME takes another")
+        if _on_gpu(config.trainer):
+            model.backbone = ON_GPU
+        else:
+            model.backbone = ON_CPU
+            with open_dict(model):
+                model.setdefault("head_channels", ON_CPU_CHANNELS)
+            lines.append(
+                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU {ON_GPU}"
+                " as published); model.backbone=NAME takes another"
+            )
     return lines
 
 

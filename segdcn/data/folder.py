@@ -20,6 +20,7 @@ from segdcn.data.dataset import (
     few,
     listed,
     passed_over,
+    ranges,
     read_list,
     read_numbers,
     voc_palette,
@@ -30,7 +31,6 @@ MASK_SUFFIXES = (".png",)
 CLASSES = "classes.txt"
 MOST_CLASSES = 255
 LOOKED_AT = 200  # masks, where nothing names the classes: some seconds
-MOST_TOLD = 12  # numbers in a line
 LAYOUT = "ROOT/train/images/NAME.jpg with ROOT/train/masks/NAME.png, and the same under ROOT/val"
 
 
@@ -52,7 +52,7 @@ class ImageFolder:
             do not tell the classes; from `split`, images and masks that do not pair.
 
     Attributes:
-        names_from: where the class names are from, in words.
+        classes_found: the class names and how they were found, in words.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageFolder:
         self.splits = [name for name in ("train", "val", "test") if (self.root / name / "images").is_dir()]
         if not self.splits:
             raise MissingFileError(f"no images in {self.root}: expected {LAYOUT}; pass the folder as dataset.root=PATH")
-        self.class_names, self.names_from = self._named(class_names, mapping)
+        self.class_names, self.classes_found = self._named(class_names, mapping)
         self.mapping = checked_mapping(mapping, len(self.class_names))
         self.bits = checked_bits(bits)
         self.palette = voc_palette(len(self.class_names)) if palette is None else _checked(palette)
@@ -101,23 +101,25 @@ class ImageFolder:
         return [ImageMaskPair(images[stem], masks[stem], stem) for stem in sorted(images)]
 
     def _named(self, given: Sequence[object] | None, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:
-        """The class names, and where they are from."""
+        """The class names, and how they were found, in words."""
         file = self.root / CLASSES
-        in_file = None
+        listed = None
         if file.exists() or file.is_symlink():  # one that leads nowhere is told
             try:
-                in_file = checked_names([line.strip() for line in read_list(file).splitlines() if line.strip()])
+                listed = checked_names([line.strip() for line in read_list(file).splitlines() if line.strip()])
             except UserError as error:
                 raise UserError(f"{file}, one name a line: {error}") from None
-        if given is None:
-            return (in_file, str(file)) if in_file is not None else self._numbered(mapping)
-        names = checked_names(given)
-        if in_file not in (None, names) and names != _numbers(len(in_file or ())):
-            raise UserError(
-                f"dataset.class_names has {', '.join(names)}, but {file} has {', '.join(in_file or ())}: make them"
-                " agree, or leave one of them out"
-            )
-        return names, "dataset.class_names"
+        if given is not None:
+            names = checked_names(given)
+            if listed not in (None, names) and names != _numbers(len(listed or ())):
+                raise UserError(
+                    f"dataset.class_names has {', '.join(names)}, but {file} has {', '.join(listed or ())}: make them"
+                    " agree, or leave one of them out"
+                )
+            return names, ", ".join(names)
+        if listed is not None:
+            return listed, f"{', '.join(listed)}, as {file} names them"
+        return self._numbered(mapping)
 
     def _numbered(self, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:
         """Classes by the numbers that masks hold, all of them where they are few, else some spread over the split."""
@@ -127,11 +129,10 @@ class ImageFolder:
             warnings.simplefilter("ignore")  # `split` says them
             masks = [pair.mask for pair in self._pairs(split) if pair.mask is not None]
         looked_at = [masks[k] for k in np.unique(np.linspace(0, len(masks) - 1, LOOKED_AT).round().astype(int))]
-        found = {int(number) for mask in looked_at for number in np.unique(read_numbers(mask))}
+        found = sorted({int(number) for mask in looked_at for number in np.unique(read_numbers(mask))})
         labels = sorted({mapping.get(number, number) for number in found} - {IGNORE_INDEX})
         some = f"{len(looked_at)} of {len(masks)}" if len(looked_at) < len(masks) else f"all {len(masks)}"
-        seen = f"{some} {split} masks hold {', '.join(map(str, sorted(found)[:MOST_TOLD]))}"
-        seen += ", ..." if len(found) > MOST_TOLD else ""
+        seen = f"{some} {split} masks hold {ranges(found)}"
         if labels == [0] and IGNORE_INDEX in found:
             raise UserError(
                 f"{seen} alone, and 255 is ignored: make the objects' pixels 1, or add 'dataset.mapping={{255:1}}' to"
@@ -139,10 +140,12 @@ class ImageFolder:
             )
         if len(labels) < 2 or labels[0] < 0 or labels[-1] >= MOST_CLASSES:
             raise UserError(
-                f"{seen}, which are no numbers 0, 1, ... of two classes or more (255 is ignored): make them so, or give"
-                " dataset.mapping={{NUMBER: LABEL, ...}}"
+                f"{seen}, which are not the numbers 0, 1, ... of two classes or more (255 is ignored): make them so, or"
+                " give 'dataset.mapping={NUMBER:LABEL,...}'"
             )
-        return _numbers(labels[-1] + 1), f"{seen}: write their names into {self.root / CLASSES}, one a line"
+        names = _numbers(labels[-1] + 1)
+        how = f"{names[0]} to {names[-1]}, since {seen}; name them in {self.root / CLASSES}, one a line"
+        return names, how
 
 
 def _numbers(count: int) -> tuple[str, ...]:
