@@ -108,8 +108,8 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
             with open_dict(model):
                 model.setdefault("head_channels", ON_CPU_CHANNELS)
             lines.append(
-                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU {ON_GPU}"
-                " as published); model.backbone=NAME takes another"
+                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU"
+                f" {ON_GPU} as published); model.backbone=NAME takes another"
             )
     return lines
 
@@ -198,7 +198,7 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
 
     Raises: UserError for devices that this machine lacks, and for a launcher that started another number of processes.
     """
-    from pytorch_lightning.callbacks import ProgressBar
+    from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
     from segdcn.data.datamodule import check_world_size
     from segdcn.training.checkpointing import AtomicCheckpoints
@@ -213,6 +213,8 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
     )
     if "enable_progress_bar" not in config.trainer and not any(isinstance(one, ProgressBar) for one in callbacks):
         parts["enable_progress_bar"] = sys.stdout.isatty()  # Lightning's own bar is for a person who waits
+    if "enable_checkpointing" not in config.trainer and not any(isinstance(one, Checkpoint) for one in callbacks):
+        parts["enable_checkpointing"] = False  # or Lightning adds one of its own
     try:
         trainer = _build(
             config.trainer,
