@@ -141,10 +141,12 @@ class SegdcnLauncher(Launcher):
             return self._dir
         name = self.config.sweep.name
         if name is None:
-            choices, task = self.config.hydra.runtime.choices, self.config.hydra.overrides.task
+            from segdcn.commands.recipes import run_name
+
+            choices, task = self.config.hydra.runtime.choices, list(self.config.hydra.overrides.task)
             telling = sorted(override for override in task if _is_telling(override))
             digest = sha256(" ".join(telling).encode()).hexdigest()[:8]
-            name = f"{choices.experiment or choices.dataset}_{digest}"
+            name = f"{run_name(choices, task)}_{digest}"
         return Path("sweeps") / str(name)
 
     def _sweep(self, job_overrides: Sequence[Sequence[str]]) -> "Sweep":

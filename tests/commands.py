@@ -15,8 +15,7 @@ from runs import compose
 from segdcn.commands import benchmark
 from segdcn.commands import report as report
 from segdcn.commands import sweep as sweep
-from segdcn.commands.arguments import readable
-from segdcn.commands.compose import freely
+from segdcn.commands.arguments import freely, readable
 from segdcn.runs.overrides import may_change_on_resume
 
 COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data check|benchmark|sweep|report)\b(?!:)"

@@ -27,7 +27,7 @@ def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
     for layers in DEFORMABLE_LAYERS:
         for backend in ("gather", "torchvision") if layers else ("gather",):
             torch.manual_seed(0)
-            network = build_deeplab("resnet50", "aspp", 21, deform=Deform(layers=layers)).to(device).train()
+            network = build_deeplab(21, "resnet50", "aspp", weights=None, deform=Deform(layers)).to(device).train()
             for layer in deformable_layers(network).values():
                 layer.backend = cast(Any, backend)
                 torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 
 from segdcn import UserError
 from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.recipes import with_recipe
 from segdcn.runs.overrides import is_path, may_change_on_resume, quoted, split_override
 
 
@@ -66,7 +67,7 @@ def freely(may_be_new: Callable[[str], bool]) -> Callable[[list[str]], list[str]
     return free
 
 
-def freely_on_resume(overrides: list[str]) -> list[str]:
-    """A resumed run's config may have keys that the default one, which Hydra composes, has not."""
+def before_composing(overrides: list[str]) -> list[str]:
+    """Overrides of segdcn-train as Hydra is given them: a run that goes on has its own config, another one a recipe."""
     resumes = any(split_override(override)[0] == "resume" for override in overrides)
-    return freely(may_change_on_resume)(overrides) if resumes else overrides
+    return freely(may_change_on_resume)(overrides) if resumes else with_recipe(overrides)

@@ -68,14 +68,19 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
     from hydra import compose, initialize_config_dir
 
     from segdcn.benchmarks.loading import make_streets, measure
+    from segdcn.commands.build import settle
     from segdcn.commands.compose import build_dataset
+    from segdcn.commands.recipes import with_recipe
     from segdcn.data.dataset import ImageMaskFiles
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         if not overrides:
-            overrides = ["dataset=cityscapes", f"dataset.root={make_streets(Path(folder))}"]
-        config = compose("train", overrides=list(overrides))
-        samples = build_dataset(config).split("train")
+            streets = make_streets(Path(folder))
+            overrides = ["dataset=cityscapes", f"dataset.root={streets}", "datamodule.crop_size=[768,768]"]
+        config = compose("train", overrides=with_recipe(list(overrides)))
+        dataset = build_dataset(config)
+        settle(config, dataset)
+        samples = dataset.split("train")
         if not isinstance(samples, ImageMaskFiles):
             raise UserError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
         if config.datamodule.crop_size is None or config.datamodule.short_side is not None:

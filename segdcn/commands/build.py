@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.accelerators import MPSAccelerator
-from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from segdcn import UserError, is_passing
 from segdcn.commands.compose import plain
 from segdcn.commands.errors import is_misconfiguration
+from segdcn.data.crops import fitting_crop
 from segdcn.data.datamodule import check_world_size
 from segdcn.evaluation import Evaluator, get_protocol
 from segdcn.evaluation.protocols import CityscapesLike
@@ -24,6 +25,41 @@ from segdcn.models.contract import check_logits
 from segdcn.runs.checkpoint import GROUPS, without_pretrained
 from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.checkpointing import AtomicCheckpoints
+
+ON_GPU, ON_CPU, ON_CPU_CHANNELS = "resnet50", "mobilenet_v2", 64
+"""What model.backbone=auto comes to, on a CPU with a head that is narrower than published."""
+
+
+def settle(config: DictConfig, dataset: Any) -> list[str]:
+    """Put values in the place of what a config leaves to the data and the machine; one line each of what was found.
+
+    A run keeps them, so that whoever goes on with it or evaluates it finds the same without another look.
+    """
+    lines = []
+    if "class_names" in config.dataset and config.dataset.class_names is None:
+        config.dataset.class_names = [str(name) for name in dataset.class_names]
+        lines.append(f"classes  {getattr(dataset, 'classes_found', ', '.join(config.dataset.class_names))}")
+    data, model = config.datamodule, config.model
+    if data.get("crop_size") == "auto":
+        data.crop_size = list(fitting_crop(dataset.split("train"), data.get("short_side"), data.get("long_side")))
+        height, width = data.crop_size
+        lines.append(f"crops    {height}x{width} pixels, which fit the images; datamodule.crop_size=[H,W] makes others")
+    if model.get("backbone") == "auto":
+        if _on_gpu(config.trainer):
+            model.backbone = ON_GPU
+        else:
+            model.backbone = ON_CPU
+            with open_dict(model):
+                model.setdefault("head_channels", ON_CPU_CHANNELS)
+            lines.append(
+                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU"
+                f" {ON_GPU} as published); model.backbone=NAME takes another"
+            )
+    return lines
+
+
+def _on_gpu(trainer: DictConfig) -> bool:
+    return torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
 
 
 def build_task(config: DictConfig, dataset: Any) -> Any:
@@ -103,10 +139,10 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
         [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
         for group in ("callbacks", "logger")
     )
-    if not loggers:  # which would refuse the run
-        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if "enable_progress_bar" not in config.trainer and not any(isinstance(one, ProgressBar) for one in callbacks):
         parts["enable_progress_bar"] = sys.stdout.isatty()  # Lightning's own bar is for a person who waits
+    if "enable_checkpointing" not in config.trainer and not any(isinstance(one, Checkpoint) for one in callbacks):
+        parts["enable_checkpointing"] = False  # or Lightning adds one of its own
     try:
         trainer = _build(
             config.trainer,

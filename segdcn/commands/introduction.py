@@ -14,14 +14,21 @@ from segdcn.runs.files import shown
 from segdcn.training.optim import parameter_groups
 
 
-def introduce(config: DictConfig, dataset: Any, network: Any, conditions: dict[str, Any]) -> None:
-    """What is trained on what, in a few lines, and what is odd about the labels."""
+def introduce(config: DictConfig, dataset: Any, network: Any, conditions: dict[str, Any], found: list[str]) -> None:
+    """What is trained on what, in a few lines, and what is odd about the labels.
+
+    found: of what was left to the data and the machine.
+    """
     notes = labels_before_training(dataset)
     images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
     print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+    for line in found:
+        print(line)
     print(f"network  {_in_words(config.model)}, {conditions['parameters'] / 1e6:.2f} M parameters")
     print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
     print(f"batch    {_batch(config, network, conditions['images_per_step'])}")
+    if config.get("hint"):
+        print(f"change   {config.hint}")
     run = shown(config.output_dir)
     print(f"run      {run}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""))
     for note in notes:

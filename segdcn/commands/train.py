@@ -11,10 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn import UserError
-from segdcn.commands.arguments import freely_on_resume
+from segdcn.commands.arguments import before_composing
 from segdcn.commands.compose import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
+from segdcn.commands.recipes import run_name
 from segdcn.drawing.decoration import decoration
 from segdcn.runs.distributed import die_with_parent
 from segdcn.runs.files import shown, typed, write_json
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from segdcn.evaluation import EvaluationResult
 
 
-@console_script("train", freely_on_resume)
+@console_script("train", before_composing)
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     from segdcn.commands.build import quiet_libraries
@@ -34,7 +35,8 @@ def main(config: DictConfig) -> float:
     quiet_libraries()
     if config.resume:
         config = resumed(config, list(HydraConfig.get().overrides.task))
-    config.name = str(config.name)  # resolved once: a resumed run no longer knows Hydra's choices
+    elif config.name is None:
+        config.name = run_name(HydraConfig.get().runtime.choices, list(HydraConfig.get().overrides.task))
     with in_run_folder(config):
         return train(config)
 
@@ -46,7 +48,14 @@ def train(config: DictConfig) -> float:
     """
     from pytorch_lightning import seed_everything
 
-    from segdcn.commands.build import build_datamodule, build_evaluator, build_task, build_trainer, check_network
+    from segdcn.commands.build import (
+        build_datamodule,
+        build_evaluator,
+        build_task,
+        build_trainer,
+        check_network,
+        settle,
+    )
     from segdcn.commands.introduction import images_per_step, introduce
     from segdcn.commands.run_folder import leave_provenance
     from segdcn.models.cost import network_cost
@@ -60,6 +69,7 @@ def train(config: DictConfig) -> float:
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
+    found = settle(config, dataset)
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
     task.evaluator = build_evaluator(config.protocol, dataset, "val")
@@ -68,7 +78,7 @@ def train(config: DictConfig) -> float:
     size = check_network(config, dataset, task, trainer)
     conditions |= network_cost(task.network, size) | images_per_step(config, trainer)
     if trainer.is_global_zero:
-        introduce(config, dataset, task.network, conditions)
+        introduce(config, dataset, task.network, conditions, found)
         leave_provenance(run, config)
 
     try:
