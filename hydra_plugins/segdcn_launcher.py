@@ -112,9 +112,10 @@ class SegdcnLauncher(Launcher):
     def _launch(self, job_overrides: Sequence[Sequence[str]], first: bool) -> list[JobReturn]:
         from segdcn.runs.files import shown
         from segdcn.runs.folder import locked
+        from segdcn.sweep.collect import collect
         from segdcn.sweep.jobs import read_progress
         from segdcn.sweep.local import SweepStopped
-        from segdcn.sweep.results import report
+        from segdcn.sweep.publish import publish
 
         sweep, launcher = self._check(job_overrides, first)
         jobs = sweep.jobs[: len(job_overrides)]
@@ -127,7 +128,7 @@ class SegdcnLauncher(Launcher):
             except SweepStopped as stop:
                 print(f"{stop}; go on with the same command")
                 sys.exit(128 + stop.signal)
-            complete = report(sweep.folder)
+            complete = publish(collect(sweep.folder))
         if not complete:
             sys.exit(1)
         return [
