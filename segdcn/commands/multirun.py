@@ -87,9 +87,8 @@ class Multirun:
             if first:
                 sweep.check_same(before)
             sweep = sweep.joined(before)
-        elif self.folder.is_dir():
-            if any(not path.name.startswith(_BEFORE_A_SWEEP) for path in self.folder.iterdir()):
-                raise UserError(f"{shown(self.folder)} holds something else than a sweep: choose another sweep.name")
+        elif self.folder.is_dir() and any(not path.name.startswith(_BEFORE_A_SWEEP) for path in self.folder.iterdir()):
+            raise UserError(f"{shown(self.folder)} holds something else than a sweep: choose another sweep.name")
         sweep.check()
         return sweep
 
