@@ -17,12 +17,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from segdcn import UserError
+from segdcn.commands.kinds import check_kinds
 from segdcn.commands.multirun import Multirun
 from segdcn.runs.overrides import quoted
 from segdcn.sweep.jobs import read_progress
 from segdcn.sweep.plan import Job, is_loss, shown_figure
 from segdcn.sweep.results import report
-from segdcn.training.pruning import journal
+from segdcn.training.pruning import STUDY, journal
 
 Space = dict[str, BaseDistribution]
 
@@ -55,6 +56,7 @@ class Search:
         for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
             if not (isinstance(value, int) and value > 0) and not (name == "n_jobs" and value is None):
                 raise UserError(f"hydra.sweeper.{name} must be a number from 1, got {value}")
+        check_kinds({"_target_": "segdcn.training.pruning.Pruning", **(pruning or {})}, "hydra.sweeper.pruning")
         self.multirun = Multirun(context, config)
         self.metric = str(config.sweep.metric)
         self.n_trials, self.n_jobs, self.seed, self.pruning = n_trials, n_jobs, seed, pruning
@@ -86,7 +88,7 @@ class Search:
     def _study(self, storage: Any) -> optuna.Study:
         """The one of a storage, begun or gone on with; in memory without one."""
         direction = StudyDirection.MINIMIZE if is_loss(self.metric) else StudyDirection.MAXIMIZE
-        return optuna.create_study(storage=storage, study_name="segdcn", direction=direction, load_if_exists=True)
+        return optuna.create_study(storage=storage, study_name=STUDY, direction=direction, load_if_exists=True)
 
     def _ask(self, study: optuna.Study) -> optuna.Trial:
         # seeded once, a search that goes on would choose its first trials again
@@ -183,10 +185,13 @@ def search_space(overrides: Sequence[Override]) -> tuple[Space, list[str]]:
 
 def _distribution(override: Override) -> BaseDistribution:
     value: Any = override.value()
+    low: Any
+    high: Any
+    step: Any
     if isinstance(value, IntervalSweep):
         low, high, step = value.start, value.end, None
     elif isinstance(value, RangeSweep):
-        values = sorted(float(one) if isinstance(one, float) else one for one in value.range())
+        values = sorted(value.range())
         if not values:
             raise ValueError("it is empty")
         low, high, step = values[0], values[-1], abs(value.step)
@@ -194,5 +199,5 @@ def _distribution(override: Override) -> BaseDistribution:
         return CategoricalDistribution(sorted(set(override.sweep_string_iterator())))
     log = "log" in value.tags
     if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log, step=int(step or 1))
-    return FloatDistribution(float(low), float(high), log=log, step=None if step is None else float(step))
+        return IntDistribution(low, high, log=log, step=step or 1)
+    return FloatDistribution(low, high, log=log, step=step)

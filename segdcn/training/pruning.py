@@ -13,11 +13,12 @@ from pytorch_lightning.trainer.states import TrainerFn
 from segdcn import UserError
 from segdcn.runs.files import read_object, write_json
 
+STUDY = "segdcn"
 JOURNAL = "optuna.journal"  # in the folder of the search
 
 
 def journal(search: Path) -> JournalStorage:
-    """The studies that the folder of a search holds; one file, which any process may write to."""
+    """Where the study of a search is kept: a file in its folder, which all of its processes write to."""
     return JournalStorage(JournalFileBackend(str(search / JOURNAL)))
 
 
@@ -54,7 +55,7 @@ class Pruning(pl.Callback):
         search = self.folder.absolute().parent
         if not trainer.is_global_zero or not (search / JOURNAL).is_file():
             return
-        study = optuna.load_study(study_name=None, storage=journal(search), pruner=self.pruner)
+        study = optuna.load_study(study_name=STUDY, storage=journal(search), pruner=self.pruner)
         trial = study.trials[self.number]
         if not trial.state.is_finished():
             self._trial = optuna.Trial(study, trial._trial_id)
