@@ -96,16 +96,17 @@ class Search:
         return study.ask(self.space)
 
     def _batch(self, study: optuna.Study, size: int, failed: set[int]) -> list[FrozenTrial]:
-        """The next trials: those that were interrupted, then new ones. What failed waits for the next start."""
+        """The next trials: those that were interrupted, or new ones. What failed waits for the next start."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.params.keys() != self.space.keys():  # killed while it was chosen
                 study.tell(trial.number, state=TrialState.FAIL)
-        running = study.get_trials(states=(TrialState.RUNNING,))
-        batch = [trial for trial in running if trial.number not in failed][:size]
-        while len(batch) < size and len(_counted(study)) < self.n_trials:
-            number = self._ask(study).number
-            batch.append(study.trials[number])
-        return batch
+        counted = _counted(study)
+        left = [number for number, trial in enumerate(counted) if _is_left(trial, failed)]
+        begin = (left[0] if left else len(counted)) // size * size  # of a batch that was begun: it is filled up
+        while len(counted) < min(begin + size, self.n_trials):
+            self._ask(study)
+            counted = _counted(study)
+        return [trial for trial in counted[begin : begin + size] if _is_left(trial, failed)]
 
     def _run(self, study: optuna.Study, batch: Sequence[FrozenTrial]) -> set[int]:
         """Run the jobs of these trials and tell their figures; returns the trials that have none."""
@@ -144,6 +145,10 @@ class Search:
             chosen = " ".join(_typed(study.best_params))
             figure = f"{self.metric} {shown_figure(study.best_value, self.metric)}"
             print(f"best of {len(_counted(study))} trials, {pruned} of them pruned: {chosen} ({figure})", flush=True)
+
+
+def _is_left(trial: FrozenTrial, failed: set[int]) -> bool:
+    return trial.state == TrialState.RUNNING and trial.number not in failed
 
 
 def _typed(params: Mapping[str, Any]) -> list[str]:
