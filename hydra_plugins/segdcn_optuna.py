@@ -2,7 +2,8 @@
 
 hydra-optuna-sweeper, which bears the same name, was tried first (1.3.0): it needs an Optuna below 3, whose database
 fails with today's SQLAlchemy, it neither prunes nor goes on with trials that were interrupted, and installing it
-replaces Hydra by a pre-release. Where it is installed nevertheless, conf/hydra/sweeper/optuna.yaml is found before it.
+replaced Hydra by a pre-release. Where it is installed as well, Hydra refuses ``hydra/sweeper=optuna``, which is then
+both a file of ours and its schema: ``pip uninstall hydra-optuna-sweeper``.
 """
 
 from typing import Any
