@@ -86,7 +86,7 @@ class Results:
 
     @property
     def without_figure(self) -> list[Run]:
-        return [run for run in self.runs if run.figure is None and run.state != "pruned"]
+        return [run for run in self.runs if run.figure is None]
 
     @property
     def baseline(self) -> Row:

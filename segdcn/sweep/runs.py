@@ -15,7 +15,7 @@ from segdcn import UserError, is_passing
 from segdcn.runs.files import file_hash, read_object, shown, typed
 from segdcn.sweep.plan import Job, Sweep
 
-STATES = ("finished", "pruned", "failed", "stopped", "running", "waiting", "missing")
+STATES = ("finished", "failed", "stopped", "running", "waiting", "missing")
 """Of a run: metrics.json is there; as job.json says; nothing has been started."""
 
 

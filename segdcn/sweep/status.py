@@ -20,7 +20,6 @@ from segdcn.sweep.jobs import Progress, is_finished, read_progress
 from segdcn.sweep.plan import Job, Sweep, read_sweep, shown_figure
 
 STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
-STYLES["pruned"] = "dim green"
 REFRESH_SECONDS = 2.0
 
 
@@ -98,9 +97,7 @@ def _length(job: Job, progress: Progress) -> str:
 def count(progress: dict[str, Progress]) -> str:
     """Such as ``3 of 15 finished, 2 running, 1 failed``."""
     states = Counter(one.record.state for one in progress.values())
-    rest = [
-        f"{states[state]} {state}" for state in ("pruned", "running", "stopped", "failed", "waiting") if states[state]
-    ]
+    rest = [f"{states[state]} {state}" for state in ("running", "stopped", "failed", "waiting") if states[state]]
     return ", ".join([f"{states['finished']} of {len(progress)} finished", *rest])
 
 
