@@ -27,10 +27,10 @@ MAY_IMPORT = {
         "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric optuna",
     ),
     "interchange": ("ops models", "torch onnx onnxruntime"),
-    "sweep": ("drawing runs training", "torch yaml rich scipy matplotlib submitit"),
+    "sweep": ("drawing runs training", "torch rich scipy matplotlib submitit"),
     "report": (
         "models data drawing inference evaluation analysis runs sweep",
-        "torch numpy cv2 PIL yaml matplotlib jinja2 markupsafe",
+        "torch numpy cv2 PIL matplotlib jinja2 markupsafe",
     ),
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
     "commands": (

@@ -144,8 +144,10 @@ def _drawn(config: DictConfig, predictor: Predictor, split: Sequence[Sample]) ->
     """The images to draw, those that can be read."""
     if config.image is not None:
         return [_own_image(config.image, predictor)]
+    from segdcn.data.dataset import spread_over
+
     found = []
-    for place in _places(len(split), config.pictures):
+    for place in spread_over(len(split), config.pictures):
         with decoration(f"pictures of image {place} of split {config.split}", "those of other images are there"):
             found.append(split[place])
     return found
@@ -165,6 +167,7 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     from rich.progress import track
 
     from segdcn.analysis.offset_study import study_offsets
+    from segdcn.data.dataset import spread_over
 
     objects = config.objects
     if objects is None:
@@ -172,7 +175,7 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
         objects = getattr(dataset, "object_classes", others)
     find_instances = getattr(dataset, "instances", None)
     maps = find_instances(config.split) if find_instances else None
-    places = _places(len(split), config.images)
+    places = spread_over(len(split), config.images)
     samples = (split[place] for place in places)  # one at a time
     # the bar is for a person who waits: a log file gets none
     bar = Console(stderr=True, quiet=not sys.stderr.isatty())
@@ -302,12 +305,6 @@ def _own_image(path: str, predictor: Predictor) -> Sample:
 
     result = predictor(path)
     return Sample(result.image, result.labels, Path(path).name)
-
-
-def _places(total: int, count: int | None) -> list[int]:
-    """``count`` of ``total`` places (None: all) at equal distances."""
-    count = total if count is None else min(count, total)
-    return [number * total // count for number in range(count)]
 
 
 def _print(title: str, rows: list[list[str]]) -> None:

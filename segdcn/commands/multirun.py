@@ -23,10 +23,11 @@ from segdcn.commands.compose import build_dataset, check_hydra_keys
 from segdcn.runs.files import shown
 from segdcn.runs.folder import locked, make_folder
 from segdcn.runs.overrides import is_of_the_place, split_override
+from segdcn.sweep.collect import collect
 from segdcn.sweep.jobs import read_progress
 from segdcn.sweep.local import LocalLauncher, SweepStopped
 from segdcn.sweep.plan import Job, Sweep, job_folder, read_sweep
-from segdcn.sweep.results import report
+from segdcn.sweep.publish import publish
 
 MOST_JOBS = 200
 # what may lie in a folder before its sweep.json does, of a sweep that was killed just then
@@ -125,7 +126,7 @@ class Multirun:
         jobs = sweep.jobs[: len(job_overrides)]
         with self.owned():
             self.run(sweep, jobs)
-            complete = report(self.folder)
+            complete = publish(collect(self.folder))
         if not complete:
             sys.exit(1)
         return [

@@ -19,10 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from segdcn import UserError
 from segdcn.commands.kinds import check_kinds
 from segdcn.commands.multirun import Multirun
+from segdcn.drawing.numbers import is_loss, metric_value
 from segdcn.runs.overrides import quoted
+from segdcn.sweep.collect import collect
 from segdcn.sweep.jobs import read_progress
-from segdcn.sweep.plan import Job, is_loss, shown_figure
-from segdcn.sweep.results import report
+from segdcn.sweep.plan import Job
+from segdcn.sweep.publish import publish
 from segdcn.training.pruning import STUDY, journal
 
 Space = dict[str, BaseDistribution]
@@ -80,7 +82,7 @@ class Search:
             failed: set[int] = set()
             while batch := self._batch(study, at_once, failed):
                 failed |= self._run(study, batch)
-            complete = report(self.multirun.folder)
+            complete = publish(collect(self.multirun.folder))
             self._tell_best(study)
         if not complete:
             sys.exit(1)
@@ -143,7 +145,7 @@ class Search:
         if study.get_trials(states=(TrialState.COMPLETE,)):
             pruned = len(study.get_trials(states=(TrialState.PRUNED,)))
             chosen = " ".join(_typed(study.best_params))
-            figure = f"{self.metric} {shown_figure(study.best_value, self.metric)}"
+            figure = f"{self.metric} {metric_value(study.best_value, self.metric)}"
             print(f"best of {len(_counted(study))} trials, {pruned} of them pruned: {chosen} ({figure})", flush=True)
 
 

@@ -200,10 +200,9 @@ def _kept_checkpoint(run: Path) -> Path | None:
 
 
 def _report(run: Path, dataset: Any) -> None:
-    from segdcn.report.contents import report_run
+    from segdcn.report.pages import report_training
 
-    page = report_run(run, lambda _: dataset, budget=None, trust=True)
-    print(f"report in {shown(page)}")
+    print(f"report in {shown(report_training(run, dataset))}")
 
 
 @contextmanager

@@ -264,6 +264,12 @@ def listed(folder: Path) -> list[tuple[Path, bool]]:
     return found
 
 
+def spread_over(total: int, count: int | None, without: Sequence[int] = ()) -> list[int]:
+    """``count`` of ``total`` places (None: all) at equal distances, less those of them that are in ``without``."""
+    wanted = total if count is None else min(count, total)
+    return [place for place in (number * total // wanted for number in range(wanted)) if place not in without]
+
+
 DARK = 63  # of 255: the most that 14 or fewer of 16 bits give
 
 

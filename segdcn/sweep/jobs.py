@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from segdcn.drawing.numbers import is_loss
 from segdcn.runs.files import write_json
 from segdcn.runs.folder import INHERITED_LOCK, LOCK
 from segdcn.runs.overrides import is_of_the_place, quoted, split_override
-from segdcn.sweep.plan import Job, is_loss
+from segdcn.sweep.plan import Job
 
 State = Literal["waiting", "running", "stopped", "finished", "failed", "pruned"]
 # What another distributed program around this one would tell a training.

@@ -109,6 +109,14 @@ def test_a_search_ends_with_so_many_trials_and_goes_on_with_more(
     assert json.loads((MINE / "results.json").read_text())["runs"][0]["folder"] == trained[0]
 
 
+def test_the_example_is_a_search(trained: list[str]) -> None:
+    assert call(train.main, "sweep=shapes_optuna", "hydra.sweeper.n_trials=2", "trainer.accelerator=cpu") == 0
+    for state, params, _ in trials(Path("sweeps", "shapes_optuna")):
+        assert state == TrialState.COMPLETE
+        assert params.keys() == {"optimizer.lr", "task.offset_lr_mult"}
+    assert len(trained) == 2
+
+
 def test_what_failed_has_another_chance_with_the_next_start(
     trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
