@@ -25,7 +25,7 @@ from segdcn.sweep.collect import collect
 from segdcn.sweep.jobs import read_progress
 from segdcn.sweep.plan import Job
 from segdcn.sweep.publish import publish
-from segdcn.training.pruning import STUDY, journal
+from segdcn.training.pruning import STUDY, Pruning, journal
 
 Space = dict[str, BaseDistribution]
 
@@ -52,13 +52,16 @@ class Search:
         n_trials: int,
         n_jobs: int | None,
         seed: int,
-        pruning: Mapping[str, int] | None,
+        pruning: Mapping[str, Any] | None,
         params: Mapping[str, str] | None,
     ) -> None:
-        for name, value in (("n_trials", n_trials), ("n_jobs", n_jobs)):
-            if not (isinstance(value, int) and value > 0) and not (name == "n_jobs" and value is None):
-                raise UserError(f"hydra.sweeper.{name} must be a number from 1, got {value}")
+        given = {"n_trials": n_trials, "n_jobs": n_jobs, "seed": seed, "pruning": pruning}
+        check_kinds({"_target_": f"{__name__}.Search", **given}, "hydra.sweeper")
         check_kinds({"_target_": "segdcn.training.pruning.Pruning", **(pruning or {})}, "hydra.sweeper.pruning")
+        if n_trials < 1 or (n_jobs is not None and n_jobs < 1):
+            raise UserError(f"hydra.sweeper.n_trials and n_jobs must be 1 or more, got {n_trials} and {n_jobs}")
+        if pruning is not None:
+            Pruning("", 0, **pruning)  # which refuses what is out of range
         self.multirun = Multirun(context, config)
         self.metric = str(config.sweep.metric)
         self.n_trials, self.n_jobs, self.seed, self.pruning = n_trials, n_jobs, seed, pruning

@@ -45,6 +45,10 @@ class Pruning(pl.Callback):
         startup_trials: int = 4,
         warmup_epochs: int = 1,
     ) -> None:
+        if startup_trials < 0 or warmup_epochs < 0:
+            raise UserError(
+                f"startup_trials and warmup_epochs must not be negative, got {startup_trials} and {warmup_epochs}"
+            )
         self.folder = Path(folder)
         self.number = trial
         self.metric = metric

@@ -193,11 +193,16 @@ def test_a_search_killed_before_any_write_goes_on_as_if_it_had_not_been(
         ((), ("nothing to search", "optimizer.lr=tag(log")),
         (("optimizer.lr=interval(2,1)",), ("optimizer.lr=interval(2,1)", "cannot be searched")),
         (("optimizer.lrr=interval(1,2)",), ("optimizer.lrr",)),
-        ((RATE, "hydra.sweeper.n_trials=0"), ("hydra.sweeper.n_trials", "from 1")),
+        ((RATE, "hydra.sweeper.n_trials=0"), ("hydra.sweeper.n_trials", "1 or more")),
         ((RATE, "hydra.sweeper.n_trials=201"), ("201 jobs", "sweep.confirm=true")),
         ((RATE, "hydra.sweeper.n_jobs=x"), ("hydra.sweeper.n_jobs",)),
         ((RATE, "dataset=camvid", "dataset.root=nowhere"), ("nowhere",)),
+        ((RATE, "hydra.sweeper.seed=x"), ("hydra.sweeper.seed", "whole number")),
+        ((RATE, "hydra.sweeper.pruning=true"), ("hydra.sweeper.pruning", "null")),
         ((RATE, "hydra.sweeper.pruning.startup_trials=x"), ("startup_trials", "whole number")),
+        ((RATE, "hydra.sweeper.pruning.warmup_epochs=-1"), ("warmup_epochs", "negative")),
+        ((RATE, "hydra.sweeper.n_jobs=2", "launcher.slots=500"), ("launcher.slots=500", "cores")),
+        ((RATE, "launcher=slurm", "launcher.cluster=local"), ("hydra.sweeper.n_jobs", "launcher=slurm")),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_started(
