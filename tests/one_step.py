@@ -72,7 +72,7 @@ if __name__ == "__main__":
             "optimizer.momentum=0",
             "optimizer.weight_decay=0",
             "schedule=constant",
-            "model.deform.lr_mult=1.0",
+            "task.offset_lr_mult=1.0",
             "trainer.precision=64-true",
             "trainer.max_epochs=1",
             "name=test",

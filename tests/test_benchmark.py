@@ -137,7 +137,7 @@ import torch
 from segdcn import exchange, runtimes
 from segdcn.models import Deform, build_deeplab, deformable_layers
 deform = Deform(layers=2, modulated=True, offset_groups=2)
-network = build_deeplab("resnet_tiny", "v3plus", 6, output_stride=32, deform=deform)
+network = build_deeplab(6, "resnet_tiny", "v3plus", 32, weights=None, deform=deform)
 for layer in deformable_layers(network).values():
     torch.nn.init.normal_(layer.offset.bias, std=2.0)
 Path("x.onnx").write_bytes(exchange.onnx_bytes(network, {}, "grid_sample"))

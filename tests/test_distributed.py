@@ -116,7 +116,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
 def test_every_parameter_has_a_gradient(backbone: str, head: str, auxiliary: bool) -> None:
     """Otherwise DDP would need find_unused_parameters, a search of the graph at each step."""
     deform = Deform(2, modulated=True)
-    network = build_deeplab(backbone, head, 3, 16, deform=deform, head_channels=8, auxiliary=auxiliary)
+    network = build_deeplab(3, backbone, head, 16, weights=None, deform=deform, head_channels=8, auxiliary=auxiliary)
     logits, other = network(torch.rand(2, 3, 64, 64), with_auxiliary=True)
     (logits.sum() + (other.sum() if auxiliary else 0)).backward()
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]

@@ -326,7 +326,7 @@ def test_an_image_of_ones_own_verifies(
 @pytest.mark.parametrize(
     ("backbone", "head", "stride", "options"),
     [
-        ("resnet_tiny", "aspp", 16, {}),
+        ("resnet_tiny", "aspp", 16, {"deform": Deform(0)}),
         ("resnet_tiny", "paper", 8, {"frozen_batch_norm": True, "deform": Deform(layers=3, offset_groups=2)}),
         ("resnet_tiny", "v3plus", 32, {"auxiliary": True, "deform": Deform(layers=2, modulated=True)}),
         ("mobilenet_v2", "aspp", 16, {"deform": Deform(layers=1, modulated=True)}),
@@ -337,7 +337,7 @@ def test_every_kind_of_network_is_exported(
     backbone: str, head: str, stride: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    network = build_deeplab(backbone, head, 6, stride, head_channels=16, **options).eval()
+    network = build_deeplab(6, backbone, head, stride, weights=None, head_channels=16, **options).eval()
     for layer in deformable_layers(network).values():
         torch.nn.init.normal_(layer.offset.bias, std=2.0)
     file = tmp_path / "x.onnx"

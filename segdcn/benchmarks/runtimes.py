@@ -39,7 +39,7 @@ SETTLE = 0.05  # seconds, in which the threads of the runtime before stop waitin
 def build(backbone: str, layers: int) -> nn.Module:
     """DeepLabv3, output stride 16, 19 classes; random weights, the same in every process."""
     torch.manual_seed(0)
-    network = build_deeplab(backbone, "aspp", 19, deform=Deform(layers=layers)).eval()
+    network = build_deeplab(19, backbone, "aspp", weights=None, deform=Deform(layers=layers)).eval()
     for layer in deformable_layers(network).values():
         nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
     return network

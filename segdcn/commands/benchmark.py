@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from segdcn import UserError
 from segdcn.benchmarks import runtimes
 from segdcn.benchmarks.stopwatch import Candidate, compare, interleaved
-from segdcn.commands.compose import CONFIG_PATH, build_dataset
+from segdcn.commands.compose import CONFIG_PATH, build_dataset, settle, with_recipe
 from segdcn.commands.console import plain_script
 from segdcn.models import Deform, build_deeplab, deformable_layers
 from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
@@ -120,7 +120,9 @@ def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
     for layers in DEFORMABLE_LAYERS:
         for backend in ("gather", "torchvision") if layers else ("gather",):
             torch.manual_seed(0)
-            network = build_deeplab("resnet50", "aspp", 21, deform=Deform(layers=layers)).to(device).train()
+            network = (
+                build_deeplab(21, "resnet50", "aspp", weights=None, deform=Deform(layers=layers)).to(device).train()
+            )
             for layer in deformable_layers(network).values():
                 layer.backend = cast(Any, backend)
                 torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
@@ -150,9 +152,12 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         if not overrides:
-            overrides = ["dataset=cityscapes", f"dataset.root={make_streets(Path(folder))}"]
-        config = compose("train", overrides=list(overrides))
-        samples = build_dataset(config).split("train")
+            streets = make_streets(Path(folder))
+            overrides = ["dataset=cityscapes", f"dataset.root={streets}", "datamodule.crop_size=[768,768]"]
+        config = compose("train", overrides=with_recipe(list(overrides)))
+        dataset = build_dataset(config)
+        settle(config, dataset)
+        samples = dataset.split("train")
         if not isinstance(samples, ImageMaskFiles):
             raise UserError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
         if config.datamodule.crop_size is None or config.datamodule.short_side is not None:

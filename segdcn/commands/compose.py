@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from segdcn import UserError, is_passing
@@ -23,6 +23,11 @@ from segdcn.runs.overrides import is_of_the_place, split_override
 _PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel carries the configs inside the package; in a checkout they lie beside it
 CONFIG_PATH = str(next((folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir()), ""))
+
+SHAPES = "shapes"
+"""The data set that needs no files, and the recipe for it."""
+ON_GPU, ON_CPU, ON_CPU_CHANNELS = "resnet50", "mobilenet_v2", 64
+"""What model.backbone=auto comes to, on a CPU with a head that is narrower than published."""
 
 
 def check_hydra_keys(hydra: HydraConf | DictConfig) -> None:
@@ -44,9 +49,75 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def with_recipe(overrides: list[str]) -> list[str]:
+    """Overrides of segdcn-train, before they are composed: where a data set is chosen, no recipe but a chosen one.
+
+    The recipe that conf/train.yaml has is a toy's, for the data set shapes.
+    """
+    chosen = {key.lstrip("~"): value for key, _, value in map(split_override, overrides)}
+    if chosen.get("dataset", SHAPES) == SHAPES or chosen.keys() & {"experiment", "sweep", "resume"}:
+        return overrides
+    return [*overrides, "experiment=none"]
+
+
+def run_name(choices: Mapping[str, Any], overrides: list[str]) -> str:
+    """What to call a run: as its recipe, or data set; both where another data set than the recipe's own is named.
+
+    choices: the option of each group, as Hydra composed them.
+
+    Raises: UserError for the toy's recipe on other data, which a sweep's file could ask for.
+    """
+    recipe, dataset = choices.get("experiment"), str(choices.get("dataset"))
+    chosen = {split_override(override)[0] for override in overrides}
+    if recipe == SHAPES and dataset != SHAPES and "experiment" not in chosen:
+        raise UserError(
+            f"dataset={dataset} would be trained by the recipe {SHAPES}: add experiment=NAME, or experiment=none for"
+            " the settings of conf/train.yaml"
+        )
+    if recipe in (None, "none"):
+        return dataset
+    return f"{dataset}_{recipe}" if "dataset" in chosen and not recipe.startswith(dataset) else str(recipe)
+
+
 def build_dataset(config: DictConfig) -> Any:
     """The data set that ``config.dataset`` names."""
     return instantiate(config.dataset, _convert_="all")
+
+
+def settle(config: DictConfig, dataset: Any) -> list[str]:
+    """Put values in the place of what a config leaves to the data and the machine; one line each of what was found.
+
+    A run keeps them, so that whoever goes on with it or evaluates it finds the same without another look.
+    """
+    from segdcn.data.crops import fitting_crop
+
+    lines = []
+    if "class_names" in config.dataset and config.dataset.class_names is None:
+        config.dataset.class_names = [str(name) for name in dataset.class_names]
+        lines.append(f"classes  {getattr(dataset, 'classes_found', ', '.join(config.dataset.class_names))}")
+    data, model = config.datamodule, config.model
+    if data.get("crop_size") == "auto":
+        data.crop_size = list(fitting_crop(dataset.split("train"), data.get("short_side"), data.get("long_side")))
+        height, width = data.crop_size
+        lines.append(f"crops    {height}x{width} pixels, which fit the images; datamodule.crop_size=[H,W] makes others")
+    if model.get("backbone") == "auto":
+        if _on_gpu(config.trainer):
+            model.backbone = ON_GPU
+        else:
+            model.backbone = ON_CPU
+            with open_dict(model):
+                model.setdefault("head_channels", ON_CPU_CHANNELS)
+            lines.append(
+                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU"
+                f" {ON_GPU} as published); model.backbone=NAME takes another"
+            )
+    return lines
+
+
+def _on_gpu(trainer: DictConfig) -> bool:
+    import torch
+
+    return torch.cuda.is_available() and trainer.get("accelerator") != "cpu"
 
 
 def build_task(config: DictConfig, dataset: Any) -> Any:
@@ -127,7 +198,7 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
 
     Raises: UserError for devices that this machine lacks, and for a launcher that started another number of processes.
     """
-    from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
+    from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
     from segdcn.data.datamodule import check_world_size
     from segdcn.training.checkpointing import AtomicCheckpoints
@@ -140,10 +211,10 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
         [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
         for group in ("callbacks", "logger")
     )
-    if not loggers:  # which would refuse the run
-        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if "enable_progress_bar" not in config.trainer and not any(isinstance(one, ProgressBar) for one in callbacks):
         parts["enable_progress_bar"] = sys.stdout.isatty()  # Lightning's own bar is for a person who waits
+    if "enable_checkpointing" not in config.trainer and not any(isinstance(one, Checkpoint) for one in callbacks):
+        parts["enable_checkpointing"] = False  # or Lightning adds one of its own
     try:
         trainer = _build(
             config.trainer,

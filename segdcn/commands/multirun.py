@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from segdcn import UserError
-from segdcn.commands.compose import build_dataset, check_hydra_keys
+from segdcn.commands.compose import build_dataset, check_hydra_keys, run_name
 from segdcn.runs.files import shown
 from segdcn.runs.folder import locked, make_folder
 from segdcn.runs.overrides import is_of_the_place, split_override
@@ -184,10 +184,10 @@ class Multirun:
             return Path(str(self.config.hydra.sweep.dir))
         name = self.config.sweep.name
         if name is None:
-            choices, task = self.config.hydra.runtime.choices, self.config.hydra.overrides.task
+            choices, task = self.config.hydra.runtime.choices, list(self.config.hydra.overrides.task)
             telling = sorted(override for override in task if _is_telling(override))
             digest = sha256(" ".join(telling).encode()).hexdigest()[:8]
-            name = f"{choices.experiment or choices.dataset}_{digest}"
+            name = f"{run_name(choices, task)}_{digest}"
         return Path("sweeps") / str(name)
 
     def _check_data(self, job_overrides: Sequence[Sequence[str]]) -> None:

@@ -24,6 +24,9 @@ from segdcn.commands.compose import (
     may_change_on_resume,
     quiet_libraries,
     resumed,
+    run_name,
+    settle,
+    with_recipe,
 )
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
@@ -53,6 +56,7 @@ def train(config: DictConfig) -> float:
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
+    found = settle(config, dataset)
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
     task.evaluator = build_evaluator(config.protocol, dataset, "val")
@@ -65,7 +69,7 @@ def train(config: DictConfig) -> float:
 
     if trainer.is_global_zero:
         notes = labels_before_training(dataset)
-        _introduce(config, dataset, task.network, facts)
+        _introduce(config, dataset, task.network, facts, found)
         for note in notes:
             print(f"note     {note}", flush=True)
         _leave_provenance(run, config)
@@ -138,15 +142,19 @@ def _check_network(config: DictConfig, dataset: Any, task: Any, trainer: Any) ->
     return trained
 
 
-def _introduce(config: DictConfig, dataset: Any, network: Any, facts: dict[str, Any]) -> None:
-    """What is trained on what, in a few lines."""
+def _introduce(config: DictConfig, dataset: Any, network: Any, facts: dict[str, Any], found: list[str]) -> None:
+    """What is trained on what, in a few lines; found: what of it was left to the data and the machine."""
     from segdcn.models import deformable_layers
 
     images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
     print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+    for line in found:
+        print(line)
     print(f"network  {_in_words(config.model)}, {facts['parameters'] / 1e6:.2f} M parameters")
     print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
     print(f"batch    {_batch(config, network, facts['images_per_step'])}")
+    if config.get("hint"):
+        print(f"change   {config.hint}")
     run = shown(config.output_dir)
     print(f"run      {run}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""), flush=True)
 
@@ -253,20 +261,21 @@ def _check_new(folder: Path) -> None:
         )
 
 
-def _for_a_resume(overrides: list[str]) -> list[str]:
+def _before_composing(overrides: list[str]) -> list[str]:
     """A resumed run's config may have keys that the default one, which Hydra composes, has not."""
     resumes = any(split_override(override)[0] == "resume" for override in overrides)
-    return freely(may_change_on_resume)(overrides) if resumes else overrides
+    return freely(may_change_on_resume)(overrides) if resumes else with_recipe(overrides)
 
 
-@console_script("train", _for_a_resume)
+@console_script("train", _before_composing)
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
     die_with_parent()
     quiet_libraries()
     if config.resume:
         config = resumed(config, list(HydraConfig.get().overrides.task))
-    config.name = str(config.name)  # resolved once: a resumed run no longer knows Hydra's choices
+    elif config.name is None:
+        config.name = run_name(HydraConfig.get().runtime.choices, list(HydraConfig.get().overrides.task))
     with _in_run_folder(config):
         return train(config)
 

@@ -179,7 +179,7 @@ def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None =
         listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
             f"{path} holds label {listed}: with {num_classes} classes a mask may hold"
-            f" {_ranges(np.flatnonzero(allowed).tolist())}{' (ignored)' if table[IGNORE_INDEX] == IGNORE_INDEX else ''}"
+            f" {ranges(np.flatnonzero(allowed).tolist())}{' (ignored)' if table[IGNORE_INDEX] == IGNORE_INDEX else ''}"
         )
     return label
 
@@ -323,7 +323,7 @@ def few(names: Iterable[str]) -> str:
     return f"{len(names)} file(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """[0, 1, 2, 255] as "0..2 and 255"."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]

@@ -64,7 +64,7 @@ class OffsetHealth(pl.Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             layer = _first_not_finite(_network(pl_module), self._image)
         where = f"{layer} is the first layer whose output is not finite" if layer else "all logits are finite"
-        offsets = " (or model.deform.lr_mult)" if deformable_layers(_network(pl_module)) else ""
+        offsets = " (or task.offset_lr_mult)" if deformable_layers(_network(pl_module)) else ""
         return TrainingStopped(
             f"{what} at step {trainer.global_step}: {where}; "
             f"lower optimizer.lr{offsets}, or set trainer.gradient_clip_val=10"
@@ -107,7 +107,7 @@ class OffsetHealth(pl.Callback):
                 raise TrainingStopped(
                     f"the offsets of layer {name} are {mean:.0f} pixels long on average on a map of "
                     f"{self._map_side[name]}: they exploded after step {trainer.global_step}; "
-                    "lower model.deform.lr_mult or optimizer.lr, or use fewer model.deform.layers"
+                    "lower task.offset_lr_mult or optimizer.lr, or use fewer model.deform.layers"
                 )
 
 

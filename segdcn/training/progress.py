@@ -42,6 +42,17 @@ class _EpochFigures(pl.Callback):
         return logged | {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
 
 
+class LearningRates(pl.Callback):
+    """Each parameter group's learning rate for the loggers, where there are any, as often as they get a loss."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            groups = trainer.optimizers[0].param_groups
+            rates = {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
+            for logger in trainer.loggers:
+                logger.log_metrics(rates, step=trainer.global_step)
+
+
 class EpochLines(_EpochFigures, RichProgressBar):
     """Rich's bar in a terminal, nothing in a log file; one plain line per epoch in both."""
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from segdcn.drawing import numbers
 from segdcn.evaluation.counts import Counts
-from segdcn.models import build_deeplab
+from segdcn.models import Deform, build_deeplab
 from segdcn.report import comparison, curves, images, pictures, tables
 from segdcn.report.charts import Series, line_chart
 from segdcn.report.page import PARTS, Page, json_for_script
@@ -67,7 +67,7 @@ def test_grid_of_pixels_lies_within_the_image(height: int, width: int, count: in
 
 
 def test_receptive_fields_are_left_out_where_they_cost_too_much() -> None:
-    network = build_deeplab("resnet_tiny", "paper", 3).eval()
+    network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0)).eval()
     assert fields_per_image(network, (96, 96), maps=2, budget=1e15) == 49
     few = fields_per_image(network, (96, 96), maps=2, budget=2e10)
     assert 6 <= few < 49
