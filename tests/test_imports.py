@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
     "training": (
         "ops models data drawing inference evaluation analysis runs",
-        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric",
+        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric optuna",
     ),
     "interchange": ("ops models", "torch numpy PIL onnx onnxruntime"),
     "sweep": ("drawing runs", "torch rich scipy matplotlib submitit"),
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
     "commands": (
         "ops models data drawing inference evaluation analysis runs training interchange sweep report benchmarks",
-        "torch torchvision numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning",
+        "torch torchvision numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning optuna",
     ),
 }
 LIGHTNING = ("segdcn.training.", "segdcn.data.datamodule", "segdcn.commands.")
