@@ -1,4 +1,4 @@
-"""The README's example of a data set of one's own, word for word."""
+"""The example of a data set of one's own in docs/extend.md, word for word."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from runs import BARE, call
 from segdcn.commands import train
 from segdcn.commands.data import main
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def block(language: str, part: str) -> str:
@@ -24,7 +24,7 @@ def block(language: str, part: str) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder with both files of the README, and a few ponds in it."""
+    """The working folder with both files of the page, and a few ponds in it."""
     (tmp_path / "ponds.py").write_text(block("python", "class Ponds"))
     (tmp_path / "my_conf" / "dataset").mkdir(parents=True)
     (tmp_path / "my_conf" / "dataset" / "ponds.yaml").write_text(block("yaml", "ponds.Ponds"))
