@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from segdcn.commands.train import main
 from segdcn.ops import DeformConv2d
 from segdcn.training.checkpointing import Checkpoint
+from segdcn.training.figures import MetricsFile
 from segdcn.training.offset_health import OffsetHealth
-from segdcn.training.progress import EpochLines, MetricsFile
+from segdcn.training.progress import EpochLines
 from segdcn.training.task import SegmentationTask
 
 
@@ -97,8 +98,8 @@ LAYER = "backbone.layer4.0.conv2"
     [
         (f"{LAYER}.weight", math.nan, 500, 4, ("the loss is nan", f"{LAYER} is the first layer", "optimizer.lr")),
         ("head.classifier.bias", math.inf, 500, 4, ("the loss is nan", "head.classifier is the first layer")),
-        (f"{LAYER}.offset.bias", math.nan, 500, 4, (LAYER, "model.deform.lr_mult")),
-        (f"{LAYER}.offset.bias", 1e4, 500, 4, (f"offsets of layer {LAYER}", "exploded", "model.deform.lr_mult")),
+        (f"{LAYER}.offset.bias", math.nan, 500, 4, (LAYER, "task.offset_lr_mult")),
+        (f"{LAYER}.offset.bias", 1e4, 500, 4, (f"offsets of layer {LAYER}", "exploded", "task.offset_lr_mult")),
         # weights that are not finite never replace a checkpoint that is
         (f"{LAYER}.offset.bias", math.nan, 1, 6, ("weights are not finite", f"{LAYER}.offset is the first layer")),
     ],

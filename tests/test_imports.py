@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "data": ("", "torch numpy cv2 PIL pyspng albumentations rich pytorch_lightning"),
     "drawing": ("data", "numpy cv2 PIL rich matplotlib fontTools"),
     "inference": ("data drawing", "torch numpy PIL"),
-    "evaluation": ("inference", "torch numpy torchmetrics PIL"),
+    "evaluation": ("inference", "torch numpy torchmetrics"),
     "analysis": ("ops models data drawing", "torch numpy cv2 matplotlib"),
     "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
     "training": (

@@ -170,7 +170,7 @@ def test_python_api(run: Path) -> None:
         "torch.nn.modules.module.functools.partial",
         "torchvision.models._api.importlib.import_module",
         "torchvision.models.segmentation.deeplabv3.partial",
-        "segdcn.training.progress.write_text",
+        "segdcn.training.figures.write_text",
         "segdcn.training.pictures.replacing",
         "segdcn.data.dataset.read_image",
         "segdcn.commands.predict.predict",
@@ -226,7 +226,8 @@ def test_a_pickle_with_code_is_refused_unexecuted(tmp_path: Path, monkeypatch: p
     [
         ({"state_dict": {}}, "is not a segdcn checkpoint"),
         ({"segdcn": 3}, "is not a segdcn checkpoint"),
-        ({"segdcn": {"config": {}}, "state_dict": {}}, "lacks a part of the description of its run"),
+        ({"segdcn": {"config": {}}, "state_dict": {}}, "another version of segdcn, as checkpoints of format 1"),
+        ({"segdcn": {"format": 2, "config": {}}, "state_dict": {}}, "lacks a part of the description of its run"),
         ([1, 2], "is not a segdcn checkpoint"),
     ],
 )

@@ -164,27 +164,22 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     from rich.console import Console
     from rich.progress import track
 
-    from segdcn.analysis.offset_study import study_offsets
+    from segdcn.analysis.offset_study import study_split
 
-    objects = config.objects
-    if objects is None:
-        others = [name for name in predictor.class_names if name != "background"]
-        objects = getattr(dataset, "object_classes", others)
-    find_instances = getattr(dataset, "instances", None)
-    maps = find_instances(config.split) if find_instances else None
     places = _places(len(split), config.images)
-    samples = (split[place] for place in places)  # one at a time
     # the bar is for a person who waits: a log file gets none
     bar = Console(stderr=True, quiet=not sys.stderr.isatty())
-    return study_offsets(
+    return study_split(
         predictor.network,
-        track(samples, "images", len(places), console=bar, transient=True),
+        dataset,
+        config.split,
+        split,
+        places,
         predictor.transform,
-        predictor.class_names,
-        list(objects),
+        config.objects,
         config.object_sizes,
         predictor.device,
-        None if maps is None else (maps[place] for place in places),
+        lambda images: track(images, "images", len(places), console=bar, transient=True),
     )
 
 

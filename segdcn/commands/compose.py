@@ -105,11 +105,11 @@ def build_evaluator(
     if chosen.categories:
         if not isinstance(dataset, CityscapesLike):
             raise UserError(
-                f"protocol={chosen.name} needs a data set with categories, label_ids and instance_files, which"
+                f"protocol={chosen.name} needs a data set with categories, label_ids and instances, which"
                 f" {type(dataset).__name__} has not: use protocol=native"
             )
         options["categories"], options["label_ids"] = dataset.categories, dataset.label_ids
-        options["instance_files"] = dataset.instance_files(split)
+        options["instances"] = dataset.instances(split)
     if submission is not None:
         if chosen.name == "voc":
             options["sink"] = VocSubmission(submission, split, dataset.palette)
@@ -225,6 +225,10 @@ def resumed(config: DictConfig, overrides: list[str]) -> DictConfig:
 
     path = find_checkpoint(config.resume)
     checkpoint = read_checkpoint(path)
+    if not checkpoint.config:
+        raise UserError(
+            f"{path} is of a training from Python: continue it there, with trainer.fit(..., ckpt_path=PATH)"
+        )
     if not config.trust:
         check_targets(checkpoint.config, "config", path)
         check_interpolations(checkpoint.config, path)

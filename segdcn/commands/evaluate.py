@@ -27,7 +27,7 @@ def evaluate(config: DictConfig) -> float:
     from segdcn.commands.figures import print_figures
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
-    from segdcn.training.progress import FiguresFile
+    from segdcn.training.figures import FiguresFile
     from segdcn.training.task import SegmentationTask
 
     for group in ("trainer", "callbacks"):
@@ -35,7 +35,7 @@ def evaluate(config: DictConfig) -> float:
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     data = checkpoint.datamodule(dataset, plain(config.datamodule))
-    task = SegmentationTask(checkpoint.network(), checkpoint.loss(), dataset.class_names)
+    task = SegmentationTask(checkpoint.network(), dataset.class_names, checkpoint.loss())
     folder = Path(config.output_dir)
     task.evaluator = build_evaluator(
         config.protocol,

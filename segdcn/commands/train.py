@@ -44,7 +44,8 @@ def train(config: DictConfig) -> float:
     from segdcn.commands.figures import print_figures
     from segdcn.data.labels import labels_before_training
     from segdcn.models.cost import network_cost
-    from segdcn.training.progress import FiguresFile, training_seconds
+    from segdcn.training.figures import FiguresFile
+    from segdcn.training.progress import training_seconds
 
     run = Path(config.output_dir)
     if not (isinstance(config.seed, int) and 0 <= config.seed < 2**32):

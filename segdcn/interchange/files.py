@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from segdcn import MissingPackageError, UserError
+from segdcn import MissingPackageError, UserError, first_line
 from segdcn.models import DeepLab, deformable_layers
 from segdcn.ops.deform_conv import Backend
 
@@ -62,7 +62,7 @@ def onnx_bytes(
         except UserError:
             raise
         except Exception as error:  # of many kinds, by what a network of a user's own is made of
-            raise UserError(f"the network cannot be written as ONNX: {_first_line(error)}") from error
+            raise UserError(f"the network cannot be written as ONNX: {first_line(error)}") from error
         assert program is not None  # None is for the exporter's other modes
         model = program.model_proto
     written = next(entry.version for entry in model.opset_import if not entry.domain)
@@ -120,7 +120,7 @@ def _trace(network: nn.Module, deform: Deformation) -> ExportedProgram:
             dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
         )
     except Exception as error:  # of many kinds, by what in the network depends on sizes or values
-        raise UserError(f"the network cannot be exported for images of any size: {_first_line(error)}") from error
+        raise UserError(f"the network cannot be exported for images of any size: {first_line(error)}") from error
     finally:
         for layer, backend in zip(layers, before, strict=True):
             layer.backend = backend
@@ -141,7 +141,7 @@ def open_onnx(path: Path) -> Runner:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # a class of its own for each kind
         raise UserError(
-            f"onnxruntime {onnxruntime.__version__} cannot run the model ({_first_line(error)}): DeformConv needs 1.25"
+            f"onnxruntime {onnxruntime.__version__} cannot run the model ({first_line(error)}): DeformConv needs 1.25"
             " or newer, which needs Python 3.11; deform=grid_sample does without"
         ) from error
     return lambda images: torch.from_numpy(session.run(["logits"], {"image": images.numpy()})[0])
@@ -185,7 +185,7 @@ def compare(reference: Runner, other: Runner, batches: Iterable[Tensor]) -> list
             with torch.inference_mode():
                 expected, logits = reference(images), other(images)
         except Exception as error:  # each runtime has kinds of its own
-            raise UserError(f"images {tuple(images.shape)} cannot be run: {_first_line(error)}") from error
+            raise UserError(f"images {tuple(images.shape)} cannot be run: {first_line(error)}") from error
         if logits.shape != expected.shape:
             raise UserError(f"{tuple(images.shape)} gives {tuple(logits.shape)} instead of {tuple(expected.shape)}")
         labels = expected.argmax(dim=1)
@@ -220,7 +220,3 @@ def _quietly() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from segdcn import UserError
-from segdcn.analysis.offset_study import study_offsets
+from segdcn.analysis.offset_study import study_split
 from segdcn.data.dataset import IGNORE_INDEX, Sample
 from segdcn.drawing.decoration import one_line
 from segdcn.drawing.panels import central_pixels
@@ -293,17 +293,15 @@ def offset_study(subject: Subject, budget: float) -> tuple[Mapping[str, Any], st
     flops = network_cost(subject.predictor.network, subject.samples[0].label.shape)["flops"]
     images = MOST_STUDIED if flops is None else int(budget / flops)
     indices = choice.spread(len(subject.samples), min(MOST_STUDIED, max(FEWEST_STUDIED, images)))
-    names = subject.predictor.class_names
-    find_instances = getattr(subject.dataset, "instances", None)
-    maps = find_instances(subject.record.split) if find_instances else None
-    study = study_offsets(
-        subject.predictor.network,
-        (subject.samples[index] for index in indices),  # one at a time
-        subject.predictor.transform,
-        names,
-        getattr(subject.dataset, "object_classes", [name for name in names if name != "background"]),
-        device=subject.predictor.device,
-        instances=None if maps is None else (maps[index] for index in indices),
+    predictor = subject.predictor
+    study = study_split(
+        predictor.network,
+        subject.dataset,
+        subject.record.split,
+        subject.samples,
+        indices,
+        predictor.transform,
+        device=predictor.device,
     )
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 
