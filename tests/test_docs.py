@@ -1,6 +1,7 @@
-"""What README.md, the pages of docs/ and the headings of conf/ name exists; tests/test_commands.py composes their commands.
+"""What README.md, the pages of docs/ and the headings of conf/ name exists.
 
-The examples of a user's own data set and sweep are run in tests/data/test_own_dataset.py and tests/sweep.
+Their commands are composed in tests/test_commands.py. The examples of a user's own data set and sweep are run in
+tests/data/test_own_dataset.py and tests/sweep.
 """
 
 from __future__ import annotations
