@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 from runs import compose
 
@@ -65,8 +66,12 @@ def _jobs(program: str, arguments: list[str]) -> list[list[str]]:
     overrides = [argument for argument in readable(arguments) if argument != "-m"]
     assert not [argument for argument in overrides if argument.startswith("-")]
     if "-m" in arguments:
-        overrides, *more = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
-        jobs = [overrides, *more]
+        parser = OverridesParser.create()
+        for number, override in enumerate(parser.parse_overrides(overrides)):
+            if isinstance(interval := override.value(), IntervalSweep):  # of which a search chooses, a grid cannot
+                assert "hydra/sweeper=optuna" in overrides
+                overrides[number] = f"{override.get_key_element()}={interval.start}"
+        jobs = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]
     else:
         jobs = [overrides]
     if program == "train":
