@@ -115,12 +115,12 @@ def test_every_page_is_linked_or_in_the_navigation() -> None:
 
 def keys() -> list[str]:
     """Dotted config keys in the text; ``.groups`` after ``model.deform.layers`` means ``model.deform.groups``."""
-    first = {str(key) for config in configs() for key in config} - {"name", "report", "output"}  # report.html is a file
+    first = {str(key) for config in configs() for key in config} - {"name", "report", "output"}
     found, previous = set(), ""
     for code in (part for one in INLINE if not one.startswith("segdcn.") for part in one.split()):
-        name = code.lstrip("'+").partition("=")[0]
-        if code.startswith("+"):
-            continue  # one of Lightning's own that is not in conf
+        name = code.lstrip("'").partition("=")[0]
+        if name.endswith((".csv", ".safetensors")):
+            continue
         if re.fullmatch(r"\w+(\.\w+)+", name) and name.partition(".")[0] in first:
             previous = name
             found.add(name)
