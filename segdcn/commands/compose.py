@@ -72,13 +72,12 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
 
 def _network(config: DictConfig, num_classes: int) -> Any:
     """The network that ``config.model`` names; of a run that goes on its checkpoint holds the weights."""
-    from segdcn.models.contract import giving_logits
     from segdcn.runs.checkpoint import without_pretrained
 
     model = plain(config.model)
     if config.resume:
         model = without_pretrained(model)
-    return giving_logits(instantiate(model, num_classes=num_classes, _convert_="all"))
+    return instantiate(model, num_classes=num_classes, _convert_="all")
 
 
 def build_datamodule(config: DictConfig, dataset: Any) -> Any:

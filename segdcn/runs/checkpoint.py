@@ -153,13 +153,13 @@ class Checkpoint:
 
     def _check(self, settings: Mapping[str, Any], group: str, named: bool = False) -> None:
         """That the settings of a group name what is to be built of them, and nothing that is not trusted."""
+        if not self.trust:
+            check_targets(settings, group, self.path)
         if not (named or "_target_" in settings):
             there = "segdcn.load(path, network=NETWORK) opens it" if group == "model" else "evaluate and continue it"
             raise UserError(
                 f"{self.path} is of a training from Python and does not say how its {group} was built: {there} there"
             )
-        if not self.trust:
-            check_targets(settings, group, self.path)
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:

@@ -96,14 +96,17 @@ class MetricsFile(EpochFigures):
 class FiguresFile(pl.Callback):
     """metrics.json and counts.npz of an evaluation outside of training, before anything is drawn or printed of it.
 
-    folder: where they are written.
+    folder: where they are written; None is Lightning's folder.
     conditions: what the figures depend on; the evaluation adds protocol, inference and time, and ``images_in_split``
         where it was not of all images.
     """
 
-    def __init__(self, folder: str | Path, conditions: dict[str, Any]) -> None:
-        self.folder = Path(folder)
-        self.conditions = conditions
+    def __init__(self, folder: str | Path | None = None, conditions: dict[str, Any] | None = None) -> None:
+        self._given = folder
+        self.conditions = {} if conditions is None else conditions
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = output_path(trainer, self._given)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
