@@ -50,7 +50,7 @@ def commands() -> dict[str, list[str]]:
 def test_example_is_checked_and_trained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, *commands()["segdcn-data"], "workers=0") == 0
     assert "6 images, 0 problem(s)" in capsys.readouterr().out
-    settings = [setting for setting in BARE if not setting.startswith("dataset.")]
+    settings = ["model=tiny", *(setting for setting in BARE if not setting.startswith("dataset."))]
     settings += ["datamodule.batch_size=2", "datamodule.num_workers=0", "datamodule.eval_batch_size=1"]
     assert call(train.main, *commands()["segdcn-train"], *settings, "trainer.max_epochs=1") == 0
     assert "4 train, 2 val images, 3 classes" in capsys.readouterr().out
