@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import signal
 import subprocess
@@ -19,10 +20,11 @@ from torch import nn
 
 import segdcn
 from segdcn import SegmentationDataModule, SegmentationTask
+from segdcn.analysis.offset_study import study_split
 from segdcn.commands import evaluate, predict, train
 from segdcn.data import ImageFolder
 from segdcn.models import Deform, build_deeplab, make_deformable
-from segdcn.training import Checkpoint, StopOnSignal
+from segdcn.training import Checkpoint, MetricsFile, OffsetHealth, StopOnSignal
 
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 
@@ -66,10 +68,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Segmentatio
     """The folder of a training with other colours and mean than the defaults, and its task."""
     folder = tmp_path_factory.mktemp("python")
     dataset = make_photos(folder / "photos")
-    data = SegmentationDataModule(dataset, 2, (64, 64), num_workers=0, mean=(0.5, 0.4, 0.3))
+    data = SegmentationDataModule(dataset, 2, (64, 64), num_workers=0, mean=np.array((0.5, 0.4, 0.3)))
     network = tiny(head="v3plus", deform=Deform(layers=2, modulated=True))
     task = SegmentationTask(network, dataset.class_names)
-    trainer(folder, Checkpoint()).fit(task, datamodule=data)
+    trainer(folder, Checkpoint(), OffsetHealth(), MetricsFile()).fit(task, datamodule=data)
     return folder, task
 
 
@@ -95,6 +97,21 @@ def test_a_checkpoint_opens_without_the_network_it_was_built_from(trained: tuple
     with torch.inference_mode():
         logits = task.eval().network(predictor.batch(image))
     assert (predictor(image).labels == logits.argmax(dim=1)[0].numpy()).all()
+
+
+def test_training_and_analysis_measure_offsets_alike(trained: tuple[Path, SegmentationTask]) -> None:
+    folder, _ = trained
+    predictor = segdcn.load(folder / "checkpoints" / "best.ckpt", device="cpu")
+    dataset = ImageFolder(folder / "photos", ["background", "cat"])
+    study = study_split(predictor.network, dataset, "val", dataset.split("val"), range(4), predictor.transform)
+    with (folder / "metrics.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert len(study["layers"]) == 2
+    for layer in study["layers"]:
+        logged = {key: float(row[f"offset/{layer['name']}/{key}"]) for key in ("mean", "outside")}
+        assert logged["mean"] > 0
+        assert layer["length"]["mean"] == pytest.approx(logged["mean"], rel=1e-5)
+        assert layer["outside"] == pytest.approx(logged["outside"], rel=1e-5)
 
 
 def test_the_commands_predict_with_it_and_say_what_it_does_not_tell(

@@ -19,6 +19,7 @@ from segdcn import UserError
 from segdcn.data.datamodule import SegmentationDataModule
 from segdcn.data.dataset import IGNORE_INDEX, voc_palette
 from segdcn.evaluation import EvaluationResult, Evaluator
+from segdcn.models import DeepLab
 from segdcn.models.contract import giving_logits
 from segdcn.runs.checkpoint import FORMAT, GROUPS
 from segdcn.training.losses import SegmentationLoss
@@ -178,14 +179,15 @@ class SegmentationTask(pl.LightningModule):
         """For ``segdcn.load``: the network's settings where they are known, and what prepares and colours images."""
         palette: Sequence[Sequence[int]] = voc_palette(len(self.class_names))
         groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
-        settings = getattr(self.network, "settings", None) or {}
-        groups["model"] = {key: value for key, value in settings.items() if key != "num_classes"}  # by class_names
-        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.network, DeepLab) and self.network.settings is not None:
+            groups["model"] = {**self.network.settings}
+            del groups["model"]["num_classes"]  # class_names say it
+        data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, SegmentationDataModule):
-            palette = data.dataset.palette
-            bits = getattr(data.dataset, "bits", None)
+            palette, transform = data.dataset.palette, data.eval_transform
+            bits = getattr(data.dataset, "bits", None)  # of ours; of a user's own data set it may mean anything
             groups["dataset"] = {"bits": bits} if isinstance(bits, int) else {}
-            groups["datamodule"] = {key: list(getattr(data.eval_transform, key)) for key in ("mean", "std")}
+            groups["datamodule"] = {"mean": [*map(float, transform.mean)], "std": [*map(float, transform.std)]}
         return {
             "config": {},
             "groups": groups,
