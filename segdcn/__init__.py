@@ -5,11 +5,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segdcn.data.datamodule import SegmentationDataModule
     from segdcn.inference.predictor import Prediction, Predictor
     from segdcn.runs.checkpoint import load
+    from segdcn.training.task import SegmentationTask
 
 __version__ = "0.1.0"
-__all__ = ["MissingFileError", "MissingPackageError", "Prediction", "Predictor", "UserError", "load"]
+__all__ = [
+    "MissingFileError",
+    "MissingPackageError",
+    "Prediction",
+    "Predictor",
+    "SegmentationDataModule",
+    "SegmentationTask",
+    "UserError",
+    "load",
+]
 
 
 class UserError(ValueError):
@@ -35,8 +46,11 @@ class MissingPackageError(UserError, ImportError):
 _LAZY = {
     "Prediction": "segdcn.inference.predictor",
     "Predictor": "segdcn.inference.predictor",
+    "SegmentationDataModule": "segdcn.data.datamodule",
+    "SegmentationTask": "segdcn.training.task",
     "load": "segdcn.runs.checkpoint",
 }
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 _LASTING = {
     errno.ENOENT,
     errno.EACCES,
@@ -62,6 +76,21 @@ def is_lasting(error: OSError) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether a disk or a network fails at the moment, whatever was to be read: no reason to call a file damaged."""
     return isinstance(error, OSError) and not is_lasting(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch's words for it differ by device."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """As ``one_line``, of a library whose messages go on for paragraphs of advice."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,14 +9,15 @@ from importlib.metadata import entry_points
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 from runs import compose
 
 from segdcn.commands import benchmark
 from segdcn.commands import report as report
 from segdcn.commands import sweep as sweep
-from segdcn.commands.arguments import readable
-from segdcn.commands.compose import freely, may_change_on_resume
+from segdcn.commands.arguments import freely, readable
+from segdcn.runs.overrides import may_change_on_resume
 
 COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data check|benchmark|sweep|report)\b(?!:)"
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -25,13 +26,14 @@ FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 def commands_in(text: str) -> list[str]:
     """Lines that are a command, behind a "#" or "$" or before an explanation, and code within a line.
 
-    Continued lines are joined; of several commands in one line (``&&``) each is one. What holds an ellipsis is none.
+    Continued lines are joined; of several commands in one line (``&&``, ``;``) each is one. What holds an ellipsis is
+    none.
     """
     joined = re.sub(r"[ \t]*\\\n[ \t]*#?[ \t]*", " ", text)
     found = re.findall(rf"^[ \t#$]*((?:.*&& )?{COMMAND}.*?)(?: {{3,}}\S.*)?$", joined, re.MULTILINE)
     found += re.findall(rf"^#.*: ({COMMAND}.*=.*)$", joined, re.MULTILINE)
     found += re.findall(rf"`({COMMAND}[^`\n]*)`", FENCED.sub("", joined))
-    parts = {part.strip() for one in found for part in one.split("&&")}
+    parts = {part.strip() for one in found for part in re.split("&&|; ", one)}
     return sorted(part for part in parts if re.match(COMMAND, part) and "…" not in part)
 
 
@@ -47,9 +49,9 @@ def assert_composes(command: str) -> None:
         program = "segdcn-check"
     plain = {"benchmark": benchmark, "report": report, "sweep": sweep}
     program = program.removeprefix("segdcn-")
-    if program in plain:
+    if program in plain and arguments:
         plain[program].parse_arguments(arguments)
-    elif arguments != ["--help"] and (arguments or program == "train"):
+    elif program not in plain and arguments != ["--help"] and (arguments or program == "train"):
         for job in _jobs(program, arguments):
             config = compose(program, *job)
             OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -65,8 +67,12 @@ def _jobs(program: str, arguments: list[str]) -> list[list[str]]:
     overrides = [argument for argument in readable(arguments) if argument != "-m"]
     assert not [argument for argument in overrides if argument.startswith("-")]
     if "-m" in arguments:
-        overrides, *more = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)[0]
-        jobs = [overrides, *more]
+        parser = OverridesParser.create()
+        for number, override in enumerate(parser.parse_overrides(overrides)):
+            if isinstance(interval := override.value(), IntervalSweep):  # of which a search chooses, a grid cannot
+                assert "hydra/sweeper=optuna" in overrides
+                overrides[number] = f"{override.get_key_element()}={interval.start}"
+        jobs = BasicSweeper.split_arguments(parser.parse_overrides(overrides), None)[0]
     else:
         jobs = [overrides]
     if program == "train":

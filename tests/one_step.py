@@ -16,7 +16,7 @@ from runs import BARE, compose
 from torch import nn
 
 import segdcn.commands.train
-from segdcn.commands.compose import build_task
+from segdcn.commands.build import build_task
 from segdcn.data import Shapes
 from segdcn.data.dataset import Sample
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from segdcn.commands.train import main
 from segdcn.ops import DeformConv2d
 from segdcn.training.checkpointing import Checkpoint
+from segdcn.training.figures import MetricsFile
 from segdcn.training.offset_health import OffsetHealth
-from segdcn.training.progress import EpochLines, MetricsFile
+from segdcn.training.progress import EpochLines
 from segdcn.training.task import SegmentationTask
 
 

@@ -138,7 +138,7 @@ def test_a_sweep_takes_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("+model.enlarge=false", "+model.stride=[1,2]"), "gives logits of 48x32 pixels for an image of 48x64"),
         (("+model.depth=3",), "unexpected keyword argument 'depth'"),
         (("model._target_=mynet.YourNet",), "YourNet"),
-        (("model._target_=builtins.dict",), "it made a mapping of width, num_classes"),
+        (("model._target_=builtins.dict",), "got a mapping of width, num_classes"),
     ],
 )
 def test_a_network_that_does_not_fit_is_one_line_before_the_training(

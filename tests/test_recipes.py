@@ -14,7 +14,8 @@ from PIL import Image
 from runs import call, one_line
 
 from segdcn.commands import evaluate, predict, train
-from segdcn.commands.compose import CONFIG_PATH, run_name
+from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.recipes import run_name
 from segdcn.data import ImageFolder
 from segdcn.data.crops import fitting_crop
 

@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 
 from segdcn.models import Deform, build_deeplab
-from segdcn.training.losses import SegmentationLoss
 from segdcn.training.optim import constant, one_cycle, parameter_groups, poly
 from segdcn.training.optim import step as step_schedule
 from segdcn.training.task import SegmentationTask
@@ -154,24 +153,25 @@ class Pixelwise(nn.Module):
         self.head = nn.Conv2d(4, 3, 1)
         self.auxiliary = nn.Conv2d(3, 3, 1) if auxiliary else None
 
-    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Any:
-        logits = self.head(self.backbone(image))
-        if not with_auxiliary:
-            return logits
-        return logits, None if self.auxiliary is None else self.auxiliary(image)
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(image))
+        return logits
+
+    def training_logits(self, image: Tensor) -> list[Tensor]:
+        return [self(image)] + ([] if self.auxiliary is None else [self.auxiliary(image)])
 
 
 class FirstChannel(nn.Module):
     """Predicts the class that the image's first channel names."""
 
-    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         return F.one_hot(image[:, 0].long(), 3).permute(0, 3, 1, 2).float()
 
 
 def make_task(network: nn.Module, lr: float = 0.1, **options: Any) -> SegmentationTask:
     optimizer = functools.partial(torch.optim.SGD, lr=lr)
     schedule = options.pop("schedule", constant)
-    return SegmentationTask(network, SegmentationLoss(), ["a", "b", "c"], optimizer, schedule, **options)
+    return SegmentationTask(network, ["a", "b", "c"], optimizer=optimizer, schedule=schedule, **options)
 
 
 def make_trainer(**options: Any) -> pl.Trainer:
@@ -201,7 +201,7 @@ def test_auxiliary_loss_counts_with_its_weight(weight: float) -> None:
     task, data = make_task(Pixelwise(auxiliary=True), lr=0.0, auxiliary_weight=weight), batch(0, (4, 5))
     trainer = make_trainer(max_steps=1)
     trainer.fit(task, loader([data]))
-    logits, auxiliary = task.train().network(data["image"], with_auxiliary=True)
+    logits, auxiliary = task.train().network.training_logits(data["image"])
     expected = F.cross_entropy(logits, data["label"]) + weight * F.cross_entropy(auxiliary, data["label"])
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
 

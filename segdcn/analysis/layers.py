@@ -5,8 +5,9 @@ Legend: N images, G offset groups, K = kh * kw kernel points, H x W input map, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeGuard, cast
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from segdcn import UserError
-from segdcn.models import deformable_layers
-from segdcn.ops import DeformConv2d, kernel_points
+from segdcn.models.deformable import convolutions_3x3, deformable_layers
+from segdcn.ops import DeformConv2d, kernel_points, outside_map
 
 Pair = tuple[int, int]
 
@@ -25,13 +26,13 @@ class LayerCall:
     """One pass through a convolution: where each cell of its output map samples its input map.
 
     name: as in ``network.named_modules()``.
-    taps: float32 (N, G, K, 2, Ho, Wo) on the CPU, (y, x) in pixels of the input map; K is row-major over the kernel.
+    offset: (N, 2GK, Ho, Wo), as ``deform_conv2d`` takes it.
     input_size: (H, W).
-    deformable: False for a plain convolution, whose taps are the regular grid, G = 1.
+    deformable: False for a plain convolution, whose offsets are zeros, G = 1.
     """
 
     name: str
-    taps: Tensor
+    offset: Tensor
     kernel_size: Pair
     stride: Pair
     padding: Pair
@@ -42,17 +43,28 @@ class LayerCall:
     @property
     def output_size(self) -> Pair:
         """(Ho, Wo)."""
-        return self.taps.shape[4], self.taps.shape[5]
+        return _pair(self.offset.shape[2:])
+
+    @cached_property
+    def taps(self) -> Tensor:
+        """float32 (N, G, K, 2, Ho, Wo), (y, x) in pixels of the input map; K is row-major over the kernel."""
+        y, x = kernel_points(self.offset.float(), self.kernel_size, self.stride, self.padding, self.dilation)
+        return torch.stack((y, x), dim=3)
 
     def undeformed(self) -> LayerCall:
         """The same layer without its offsets: the regular grid, N = G = 1."""
-        taps = _regular_taps(self.output_size, self.kernel_size, self.stride, self.padding, self.dilation)
-        return replace(self, taps=taps, deformable=False)
+        return replace(self, offset=_no_offset(self.kernel_size, self.output_size), deformable=False)
 
     def offset_lengths(self) -> Tensor:
-        """How far each tap lies from the regular grid: (N, G, K, Ho, Wo), in pixels of the input map."""
-        y, x = (self.taps - self.undeformed().taps).unbind(dim=3)
+        """How far each tap lies from the regular grid: float32 (N, G, K, Ho, Wo), in pixels of the input map."""
+        points = self.kernel_size[0] * self.kernel_size[1]
+        y, x = torch.unflatten(self.offset.float(), 1, (-1, points, 2)).unbind(dim=3)
         return torch.hypot(y, x)
+
+    def outside(self) -> Tensor:
+        """Which taps read nothing, since they lie outside the input map: bool (N, G, K, Ho, Wo)."""
+        y, x = self.taps.unbind(dim=3)
+        return outside_map(y, x, *self.input_size)
 
 
 def last_layers(network: nn.Module, count: int | None = None) -> dict[str, nn.Module]:
@@ -64,22 +76,11 @@ def last_layers(network: nn.Module, count: int | None = None) -> dict[str, nn.Mo
     Args:
         count: how many at most; None takes the layers that are deformable, or 3 of a network without any.
     """
-    deformable = deformable_layers(network)
-    if count is None and deformable:
-        return dict(deformable)
-    branches = {part for layer in deformable.values() for part in layer.modules()} - set(deformable.values())
-    searched, prefix = getattr(network, "backbone", None), "backbone."
-    if not isinstance(searched, nn.Module):
-        searched, prefix = network, ""
-    found = [
-        (prefix + name, module)
-        for name, module in searched.named_modules()
-        if name
-        and (isinstance(module, DeformConv2d) or _is_plain(module))
-        and module.kernel_size == (3, 3)
-        and module not in branches
-    ]
-    count = 3 if count is None else count
+    if count is None:
+        if deformable := deformable_layers(network):
+            return dict(deformable)
+        count = 3
+    found = [(name, layer) for name, layer in convolutions_3x3(network).items() if _can_be_followed(layer)]
     return dict(found[max(0, len(found) - count) :])
 
 
@@ -100,7 +101,10 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
     if not layers:
         raise UserError("the network has no 3x3 convolutions, so there are no sampling points to show")
     calls: list[LayerCall] = []
-    hooks = [_watch(name, layer, calls) for name, layer in layers.items()]
+    hooks = [
+        follow(name, layer, lambda call: calls.append(replace(call, offset=call.offset.cpu())))
+        for name, layer in layers.items()
+    ]
     try:
         with torch.no_grad():
             network(image)
@@ -112,37 +116,39 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
     return calls
 
 
-def _watch(name: str, layer: nn.Module, calls: list[LayerCall]) -> RemovableHandle:
-    """A hook that adds each pass through the layer to ``calls``."""
-    if not (isinstance(layer, DeformConv2d) or _is_plain(layer)):
+def follow(name: str, layer: nn.Module, seen: Callable[[LayerCall], object]) -> RemovableHandle:
+    """A hook that tells ``seen`` of each pass through a convolution, with its offsets where they were computed.
+
+    Raises: UserError for a layer that samples in a way that is not known here.
+    """
+    if not _can_be_followed(layer):
         raise UserError(f"{name} is a {type(layer).__name__}: only DeformConv2d and zero-padded nn.Conv2d are followed")
     padding = cast(Pair, layer.padding)
     settings = (_pair(layer.kernel_size), _pair(layer.stride), _pair(padding), _pair(layer.dilation))
 
     def deformed(_: nn.Module, inputs: tuple[Tensor, ...], predicted: Tensor) -> None:
-        offset, _mask = cast(DeformConv2d, layer).split_branch(predicted)
-        taps = torch.stack(kernel_points(offset, *settings), dim=3).float().cpu()
-        calls.append(LayerCall(name, taps, *settings, _pair(inputs[0].shape[2:]), deformable=True))
+        offset, _mask = cast(DeformConv2d, layer).split_branch(predicted.detach())
+        seen(LayerCall(name, offset, *settings, _pair(inputs[0].shape[2:]), deformable=True))
 
     def plain(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        taps = _regular_taps(_pair(output.shape[2:]), *settings).expand(len(output), -1, -1, -1, -1, -1)
-        calls.append(LayerCall(name, taps, *settings, _pair(inputs[0].shape[2:]), deformable=False))
+        offset = _no_offset(settings[0], _pair(output.shape[2:])).expand(len(output), -1, -1, -1)
+        seen(LayerCall(name, offset, *settings, _pair(inputs[0].shape[2:]), deformable=False))
 
     if isinstance(layer, DeformConv2d):
         return layer.offset.register_forward_hook(deformed)
     return layer.register_forward_hook(plain)
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """A subclass, or another padding, may sample elsewhere."""
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+def _can_be_followed(module: nn.Module) -> TypeGuard[nn.Conv2d | DeformConv2d]:
+    """Not a subclass, which may sample elsewhere, and no padding but zeros."""
+    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return plain or isinstance(module, DeformConv2d)
 
 
 def _pair(values: Sequence[int]) -> Pair:
     return values[0], values[1]
 
 
-def _regular_taps(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """(1, 1, K, 2, Ho, Wo) for an output map of ``size`` = (Ho, Wo)."""
-    no_offset = torch.zeros(1, 2 * kernel_size[0] * kernel_size[1], *size)
-    return torch.stack(kernel_points(no_offset, kernel_size, stride, padding, dilation), dim=3)
+def _no_offset(kernel_size: Pair, output_size: Pair) -> Tensor:
+    """(1, 2K, Ho, Wo) for an output map of (Ho, Wo)."""
+    return torch.zeros(1, 2 * kernel_size[0] * kernel_size[1], *output_size)

@@ -6,7 +6,7 @@ Legend: K classes, L layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -19,9 +19,8 @@ from segdcn import UserError
 from segdcn.analysis.effective_dilation import effective_dilation
 from segdcn.analysis.layers import LayerCall, record
 from segdcn.analysis.objects import box_sides, box_under, cell_centres, object_boxes
-from segdcn.data.dataset import IGNORE_INDEX, Sample
+from segdcn.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
 from segdcn.data.transforms import EvalTransform
-from segdcn.ops import outside_map
 
 SIZES = ("small", "medium", "large")
 BIN = 0.01  # pixels: lengths are counted so finely, and shown in BARS wider bins
@@ -95,6 +94,41 @@ def study_offsets(
     }
 
 
+def study_split(
+    network: nn.Module,
+    dataset: SegmentationDataset,
+    split: str,
+    samples: Sequence[Sample],
+    places: Sequence[int],
+    transform: EvalTransform,
+    object_classes: Sequence[str] | None = None,
+    object_sizes: Sequence[float] | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+) -> dict[str, Any]:
+    """``study_offsets`` of some images of a split, with what its data set knows of objects.
+
+    samples: of the split; places: those of them that are studied, which are read one at a time.
+    object_classes: None is the data set's ``object_classes``, or else all its classes but "background".
+    progress: goes through the images as they are studied, such as rich's ``track``.
+    """
+    if object_classes is None:
+        others = [name for name in dataset.class_names if name != "background"]
+        object_classes = getattr(dataset, "object_classes", others)
+    instances = getattr(dataset, "instances", None)
+    maps = None if instances is None else instances(split)
+    return study_offsets(
+        network,
+        progress(samples[place] for place in places),
+        transform,
+        list(dataset.class_names),
+        list(object_classes),
+        object_sizes,
+        device,
+        None if maps is None else (maps[place] for place in places),
+    )
+
+
 def check_objects(
     class_names: Sequence[str], object_classes: Sequence[str], object_sizes: Sequence[float] | None
 ) -> None:
@@ -128,14 +162,13 @@ class _LayerSums:
         self.outside = 0
 
     def add(self, call: LayerCall, label: NDArray[Any], boxes: NDArray[np.int64], countable: Sequence[int]) -> None:
-        if not torch.isfinite(call.taps).all():
+        if not torch.isfinite(call.offset).all():
             raise UserError(f"the offsets of layer {call.name} are not finite: the network has not been trained well")
         length = call.offset_lengths().flatten().double()
         self.lengths += torch.bincount((length / BIN).long().clamp(max=LONGEST - 1), minlength=LONGEST).numpy()
         self.length_sum += float(length.sum())
         self.longest = max(self.longest, float(length.max()))
-        y, x = call.taps.unbind(dim=3)
-        self.outside += int(outside_map(y, x, *call.input_size).sum())
+        self.outside += int(call.outside().sum())
         # a map's sides are rounded up, so that the largest ratio is the stride
         ratios = [image / cells for image, cells in zip(label.shape, call.input_size, strict=True)]
         self.map_pixel = max(self.map_pixel, *ratios)

@@ -16,19 +16,21 @@ from segdcn.evaluation.evaluator import EvaluationResult
 COLUMNS = {"iou": "IoU", "instance_iou": "iIoU"}
 
 
-def print_figures(result: EvaluationResult, split: str, class_names: Sequence[str], facts: Mapping[str, Any]) -> None:
+def print_figures(
+    result: EvaluationResult, split: str, class_names: Sequence[str], conditions: Mapping[str, Any]
+) -> None:
     """Print the table of IoU per class; of a split without labels (a benchmark's test split) a line that says so.
 
     result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
-    facts: what they depend on: protocol, inference, and ``images_in_split`` where not all images were evaluated.
+    conditions: what they depend on: protocol, inference, and ``images_in_split`` where not all images were evaluated.
     """
     figures = result.figures
     if math.isnan(figures[f"{split}/miou"]):
         print(f"{split} split: {result.images} images without labels, so without figures")
         return
-    total = facts.get("images_in_split") or result.images
+    total = conditions.get("images_in_split") or result.images
     images = f"{result.images} images" if total == result.images else f"only {result.images} of {total} images"
-    print(f"{split} split, {images}, protocol {facts['protocol']}, {facts['inference']}")
+    print(f"{split} split, {images}, protocol {conditions['protocol']}, {conditions['inference']}")
     console.show(_table(figures, split, class_names))
 
 

@@ -19,7 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from segdcn import UserError
-from segdcn.commands.compose import build_dataset, check_hydra_keys, run_name
+from segdcn.commands.compose import build_dataset, check_hydra_keys
+from segdcn.commands.recipes import run_name
 from segdcn.runs.files import shown
 from segdcn.runs.folder import locked, make_folder
 from segdcn.runs.overrides import is_of_the_place, split_override

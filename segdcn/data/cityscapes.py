@@ -108,17 +108,12 @@ class Cityscapes:
         mapping = _TO_TRAIN_ID if kind == "labelIds" else None
         return ImageMaskFiles(pairs, len(_CLASSES), mapping)
 
-    def instance_files(self, name: str) -> list[Path] | None:
-        """The instanceIds file of each image of a split, in its order; None unless all are there."""
+    def instances(self, name: str) -> InstanceMaps | None:
+        """Which pixels are one object, for each image of a split; None unless its instanceIds files are all there."""
         masks = [pair.mask for pair in self.split(name).pairs if pair.mask is not None]
         files = [mask.with_name(mask.name.rpartition("_")[0] + "_instanceIds.png") for mask in masks]
-        return files if files and all(file.is_file() for file in files) else None
-
-    def instances(self, name: str) -> InstanceMaps | None:
-        """Which pixels are one object, for each image of a split; None without its instanceIds files."""
-        files = self.instance_files(name)
         # 1000 · labelId + number; lower numbers are labelIds of what is not told apart, a crowd for example
-        return None if files is None else InstanceMaps(files, lowest=1000)
+        return InstanceMaps(files, lowest=1000) if files and all(file.is_file() for file in files) else None
 
     def _pairs(self, name: str) -> tuple[list[ImageMaskPair], str]:
         """The files of one split, and which kind of labels they have."""

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from segdcn import one_line
+
 
 @contextmanager
 def decoration(what: str, again: str) -> Iterator[None]:
@@ -17,8 +19,3 @@ def decoration(what: str, again: str) -> Iterator[None]:
         yield
     except Exception as error:
         print(f"warning: no {what}: {one_line(error)}; {again}", file=sys.stderr, flush=True)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__

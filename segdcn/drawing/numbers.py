@@ -19,8 +19,7 @@ def percent(fraction: float | None, digits: int = 2, none: str = NONE) -> str:
 
 def signed(fraction: float | None, digits: int = 2) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    text = percent(fraction, digits)
-    return text if text == NONE else f"{'' if text.startswith('-') else '+'}{text}".replace("-", "−")
+    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.{digits}f}".replace("-", "−")
 
 
 def is_loss(metric: str) -> bool:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from segdcn import UserError
 from segdcn.evaluation.bootstrap import bootstrap_miou
 from segdcn.evaluation.counts import Counts
-from segdcn.evaluation.instances import InstanceIoU, read_instances
+from segdcn.evaluation.instances import InstanceIoU
 from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, count_pairs
 from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
 from segdcn.inference.windows import Inference
@@ -50,8 +51,8 @@ class Evaluator(nn.Module):
         inference: how the network is applied to an image.
         protocol: at which size predictions meet the truth, and the rule for absent classes.
         categories: category → names of its classes, for protocols that report categories.
-        instance_files: an instanceIds PNG for each image of the split, in its order, read through ``label_ids``.
-        label_ids: the id of each class in the instance files.
+        instances: the instance map (H, W) of each image of the split, see ``InstanceIoU``.
+        label_ids: the id of each class in the instance maps.
         sink: receives each image's prediction, once.
     """
 
@@ -62,14 +63,14 @@ class Evaluator(nn.Module):
         protocol: EvaluationProtocol = NATIVE,
         categories: Mapping[str, Sequence[str]] | None = None,
         label_ids: Sequence[int] = (),
-        instance_files: Sequence[Path] | None = None,
+        instances: Sequence[NDArray[Any]] | None = None,
         sink: Sink | None = None,
     ) -> None:
         super().__init__()
         self.class_names = list(class_names)
         self.inference = inference or Inference()
         self.protocol = protocol
-        self.instance_files = instance_files
+        self.instance_maps = instances
         self.sink = sink
         groups = {name: [self.class_names.index(one) for one in names] for name, names in (categories or {}).items()}
         self.metrics = SegmentationMetrics(
@@ -78,7 +79,7 @@ class Evaluator(nn.Module):
         self.boundary = BoundaryIoU(len(self.class_names))
         self.images = ImageCounts()
         self.instances = None
-        if instance_files is not None:
+        if instances is not None:
             self.instances = InstanceIoU(self.class_names, label_ids, groups)
         self._names: dict[int, str] = {}  # by place in the split, of this process's images
         self._seen = 0
@@ -107,12 +108,14 @@ class Evaluator(nn.Module):
         prediction, truth = self.protocol.meet(classes, label)
         for n, place in enumerate(index):
             confusion = count_pairs(prediction[n : n + 1], truth[n : n + 1], len(self.class_names))
-            self.metrics.confusion_matrix += confusion
+            self.metrics.add(confusion)
             self.images.update(place, confusion)
             if place >= 0:
                 self._names[place] = batch["name"][n]
-            if self.instances is not None and self.instance_files is not None:
-                instances = read_instances(self.instance_files[max(place, 0)], (truth.shape[1], truth.shape[2]))
+            if self.instances is not None and self.instance_maps is not None:
+                instances = torch.from_numpy(self.instance_maps[max(place, 0)])
+                if instances.shape != truth.shape[1:]:
+                    raise UserError(_another_size(batch["name"][n], instances.shape, truth.shape[1:]))
                 self.instances.update(place, prediction[n], instances, confusion)
             if self.sink is not None and place >= 0:
                 self.sink(batch["name"][n], classes[n].to(torch.uint8).cpu())
@@ -167,6 +170,11 @@ class Evaluator(nn.Module):
             "inference": str(self.inference),
             **{f"inference.{name}": _flat(value) for name, value in vars(self.inference).items()},
         }
+
+
+def _another_size(name: str, *shapes: Sequence[int]) -> str:
+    got, wanted = ("x".join(map(str, shape)) for shape in shapes)
+    return f"the instance map of {name} is {got} pixels (height x width) but the image is {wanted}: unpack it again"
 
 
 def _flat(value: Any) -> Any:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from segdcn import UserError, is_passing
 from segdcn.evaluation.metrics import SegmentationMetrics
 
 # Mean pixels of an instance of each class that has instances (args.avgClassSize of the official evaluator)
@@ -39,7 +35,7 @@ class InstanceIoU(Metric):
 
     Args:
         class_names: K names.
-        label_ids: the id of each class in the instance files.
+        label_ids: the id of each class in the instance maps.
         categories: groups of classes.
     """
 
@@ -74,7 +70,8 @@ class InstanceIoU(Metric):
         Args:
             index: the image's place in the split, below 0 for padding.
             prediction: predicted classes, integers (H, W).
-            instances: ids (H, W) as in Cityscapes' instanceIds files: 1000 · class id + number, or a class id.
+            instances: integers (H, W) as in Cityscapes' instanceIds files: 1000 · class id + number; lower ones are no
+                instance.
             confusion: the image's confusion matrix (K, K).
         """
         rows = torch.empty(0, 5, dtype=torch.int64)
@@ -127,22 +124,3 @@ class InstanceIoU(Metric):
             "category_instance_iou": category_iou,
             "category_instance_miou": category_iou.nanmean(),
         }
-
-
-def read_instances(path: Path, size: tuple[int, int]) -> Tensor:
-    """An instanceIds PNG of that height and width; int64 (H, W).
-
-    Raises:
-        ValueError: the file is missing, corrupt or of another size; one line that names it.
-    """
-    try:
-        with Image.open(path) as image:
-            instances = torch.from_numpy(np.asarray(image).astype(np.int64))
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        if is_passing(error):
-            raise
-        raise UserError(f"{path} cannot be read as an instance map, unpack it again: {error}") from error
-    if instances.shape != size:
-        got, wanted = ("x".join(map(str, shape)) for shape in (instances.shape, size))
-        raise UserError(f"{path} is {got} pixels (height x width) but its image is {wanted}: unpack it again")
-    return instances

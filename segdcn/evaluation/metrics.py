@@ -121,7 +121,11 @@ class SegmentationMetrics(Metric):
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Count the pixels of a batch; arguments and errors are those of ``count_pairs``."""
-        self.confusion_matrix += count_pairs(prediction, label, self.num_classes, self.ignore_index)
+        self.add(count_pairs(prediction, label, self.num_classes, self.ignore_index))
+
+    def add(self, counts: Tensor) -> None:
+        """Add pixels that ``count_pairs`` has counted, int64 (K, K)."""
+        self.confusion_matrix += counts
 
     def compute(self) -> dict[str, Tensor]:
         """All results on the CPU, float64 but for the counts; NaN where there was nothing to count.

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from segdcn import UserError
@@ -31,8 +31,8 @@ class CityscapesLike(Protocol):
         """The id in Cityscapes' files of each of the K classes."""
         ...
 
-    def instance_files(self, split: str) -> Sequence[Path] | None:
-        """An instanceIds PNG for each image of a split, in its order; None where the data has none."""
+    def instances(self, split: str) -> Sequence[NDArray[Any]] | None:
+        """The instance map of each image of a split, numbered as in instanceIds files; None where the data has none."""
         ...
 
 

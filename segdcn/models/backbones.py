@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from segdcn import MissingFileError, UserError
+from segdcn import MissingFileError, UserError, first_line
 from segdcn.models.weights import Weights, load_strictly, read_weights, torchvision_imagenet_file
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -213,7 +213,7 @@ def _block(channels_in: int, channels_out: int, stride: int) -> BasicBlock:
 
 def _build_timm(name: str, output_stride: int, weights: str | Weights | None) -> TimmBackbone:
     try:
-        import timm
+        import timm  # here: an optional package
     except ImportError as error:
         raise UserError(f'backbone timm/{name} needs timm: pip install "segdcn[timm]"') from error
     if not timm.is_model(name):
@@ -230,8 +230,9 @@ def _build_timm(name: str, output_stride: int, weights: str | Weights | None) ->
             "set model.weights=PATH to a local state dict, or null"
         ) from error
     except (TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"timm/{name} gives no features at output_stride {output_stride}: {reason}") from error
+        raise UserError(
+            f"timm/{name} gives no features at output_stride {output_stride}: {first_line(error)}"
+        ) from error
 
     channels, strides = network.feature_info.channels(), network.feature_info.reduction()
     if strides[-1] != output_stride or 4 not in strides:

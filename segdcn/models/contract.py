@@ -28,7 +28,10 @@ def giving_logits(network: Any) -> nn.Module:
     Raises: UserError, one line: it is no ``nn.Module``.
     """
     if not isinstance(network, nn.Module):
-        raise UserError(f"model must name a torch.nn.Module, or a function that makes one; it made {_kind(network)}")
+        raise UserError(
+            f"the network must be a torch.nn.Module, got {_kind(network)}: model must name one, or a function that"
+            " makes one"
+        )
     if not isinstance(network, DeepLab):
         network.register_forward_hook(_only_out)
     return network

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn import UserError
-from segdcn.models.backbones import Backbone, build_backbone
+from segdcn.models.backbones import Backbone, Features, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
+from segdcn.models.settings import with_settings
 from segdcn.models.weights import Weights, load_weights, read_weights
 
 HEADS = ("paper", "aspp", "v3plus")
@@ -24,9 +26,12 @@ HEADS = ("paper", "aspp", "v3plus")
 class DeepLab(nn.Module):
     """A semantic segmentation network; ``auxiliary`` scores the features before the last stage, for training.
 
-    Shape: image (N, 3, H, W), normalised -> logits (N, K, H, W); with_auxiliary=True -> (logits, auxiliary
-    logits of the same shape, or None where the network has no auxiliary head).
+    settings: what ``build_deeplab`` was called with, for a checkpoint that is to build it again.
+
+    Shape: image (N, 3, H, W), normalised -> logits (N, K, H, W).
     """
+
+    settings: Mapping[str, Any] | None = None
 
     def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None) -> None:
         super().__init__()
@@ -34,13 +39,16 @@ class DeepLab(nn.Module):
         self.head = head
         self.auxiliary = auxiliary
 
-    def forward(self, image: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
-        size = image.shape[-2:]
-        features = self.backbone(image)
-        logits = resize(self.head(features), size)
-        if not with_auxiliary:
-            return logits
-        return logits, None if self.auxiliary is None else resize(self.auxiliary(features.middle), size)
+    def forward(self, image: Tensor) -> Tensor:
+        return resize(self.head(self.backbone(image)), image.shape[-2:])
+
+    def training_logits(self, image: Tensor) -> list[Tensor]:
+        """All that a training compares with the truth, (N, K, H, W) each: the logits, then the auxiliary head's."""
+        features: Features = self.backbone(image)
+        scores = [self.head(features)]
+        if self.auxiliary is not None:
+            scores.append(self.auxiliary(features.middle))
+        return [resize(each, image.shape[-2:]) for each in scores]
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Deform:
     offset_groups: int = 1
 
 
+@with_settings
 def build_deeplab(
     num_classes: int,
     backbone: str = "resnet50",

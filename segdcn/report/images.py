@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
-from segdcn.analysis.offset_study import study_offsets
+from segdcn import UserError, one_line
+from segdcn.analysis.offset_study import study_split
 from segdcn.data.dataset import Sample, spread_over
-from segdcn.drawing.decoration import one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.models import deformable_layers
@@ -33,7 +32,8 @@ class ImageOptions:
 
     open_dataset: gives the data set of a checkpoint; an error, in one line, where it is not at hand.
     trust: whether networks and data sets other than segdcn's may be built.
-    budget: floating point operations that receptive fields may take, and effective dilations as many again.
+    budget: floating point operations that receptive fields may take, and effective dilations as many again; by default
+        those of a command of its own.
     """
 
     open_dataset: Callable[[Checkpoint], Any]
@@ -158,17 +158,15 @@ def offset_study(subject: OpenedRun, budget: float) -> tuple[Mapping[str, Any], 
     flops = network_cost(subject.predictor.network, subject.samples[0].label.shape)["flops"]
     images = MOST_STUDIED if flops is None else int(budget / flops)
     indices = spread_over(len(subject.samples), min(MOST_STUDIED, max(FEWEST_STUDIED, images)))
-    names = subject.predictor.class_names
-    find_instances = getattr(subject.dataset, "instances", None)
-    maps = find_instances(subject.record.split) if find_instances else None
-    study = study_offsets(
-        subject.predictor.network,
-        (subject.samples[index] for index in indices),  # one at a time
-        subject.predictor.transform,
-        names,
-        getattr(subject.dataset, "object_classes", [name for name in names if name != "background"]),
-        device=subject.predictor.device,
-        instances=None if maps is None else (maps[index] for index in indices),
+    predictor = subject.predictor
+    study = study_split(
+        predictor.network,
+        subject.dataset,
+        subject.record.split,
+        subject.samples,
+        indices,
+        predictor.transform,
+        device=predictor.device,
     )
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 

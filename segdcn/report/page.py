@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from segdcn.drawing.decoration import one_line
+from segdcn import one_line
 from segdcn.drawing.numbers import percent, signed
 from segdcn.runs.files import write_text
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdcn import UserError
+from segdcn import UserError, one_line
 from segdcn.data.transforms import EvalTransform
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
@@ -21,6 +21,8 @@ from segdcn.runs.files import typed
 from segdcn.runs.folder import check_checkpoint, run_folder_of
 from segdcn.runs.targets import build, check_targets
 
+FORMAT = 2
+"""Of the description that a checkpoint holds; a file of another one is refused."""
 GROUPS = ("dataset", "datamodule", "model", "loss")
 """The parts of a config from which objects are built again; a checkpoint has them resolved."""
 
@@ -30,7 +32,8 @@ class Checkpoint:
     """What ``segdcn-train`` saved, read but not built.
 
     config: the run's, as it was composed, with its interpolations; for resuming and for what it tells.
-    groups: ``GROUPS`` of it as plain values without interpolations.
+    groups: ``GROUPS`` of it as plain values without interpolations. Of a training from Python, without a config, they
+        hold no targets but a network's of ours.
     state_dict: of the run's task; the network's names begin with ``network.``.
     trust: whether targets of other packages may be called.
     """
@@ -76,7 +79,7 @@ class Checkpoint:
         """
         given = {key: value for key, value in (changes or {}).items() if value is not None}
         saved = {key: value for key, value in self.groups["dataset"].items() if key not in given}
-        self._check(saved, "dataset")
+        self._check(saved, "dataset", named="_target_" in given)
         return {**saved, **given}
 
     def network(self, network: nn.Module | None = None) -> nn.Module:
@@ -99,7 +102,8 @@ class Checkpoint:
         except RuntimeError as error:
             raise UserError(
                 f"{self.path} does not fit its network, the {type(network).__name__} that is built here:"
-                f" {misfit(network.state_dict(), weights) or ' '.join(str(error).split())}"
+                f" {misfit(network.state_dict(), weights) or one_line(error)}"
+                + ("" if self.config else "; segdcn.load(path, network=NETWORK) takes the one that was trained")
             ) from error
         return network.eval()
 
@@ -147,15 +151,22 @@ class Checkpoint:
         loss: nn.Module = build(self.groups["loss"], self.path)
         return loss
 
-    def _check(self, settings: Any, group: str) -> None:
+    def _check(self, settings: Mapping[str, Any], group: str, named: bool = False) -> None:
+        """That the settings of a group name what is to be built of them, and nothing that is not trusted."""
         if not self.trust:
             check_targets(settings, group, self.path)
+        if not (named or "_target_" in settings):
+            there = "segdcn.load(path, network=NETWORK) opens it" if group == "model" else "evaluate and continue it"
+            raise UserError(
+                f"{self.path} is of a training from Python and does not say how its {group} was built: {there} there"
+            )
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     """Read a checkpoint of ours, plain values and tensors only.
 
-    Raises: MissingFileError, or UserError when the file is damaged or not from segdcn; one line each.
+    Raises: MissingFileError, or UserError when the file is damaged, not from segdcn or from another version of it; one
+        line each.
     """
     check_checkpoint(path)
     try:
@@ -168,6 +179,11 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
         raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
     about = content["segdcn"]
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{path} was written by another version of segdcn, as checkpoints of format {about.get('format', 1)}; this"
+            f" one reads format {FORMAT}: use it with that version, or train again"
+        )
     try:
         return Checkpoint(
             path,
@@ -180,7 +196,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         )
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path} lacks a part of the description of its run ({error}): it was written by another version of segdcn"
+            f"{path} lacks a part of the description of its run ({error}): it is damaged, or something else wrote it"
         ) from error
 
 
@@ -235,7 +251,7 @@ def load(
     """The network of a checkpoint, ready to predict: ``predictor = segdcn.load("best.ckpt"); predictor("a.jpg")``.
 
     Args:
-        path: a checkpoint that ``segdcn-train`` wrote.
+        path: a checkpoint that ``segdcn-train`` or a training from Python wrote.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         inference, max_pixels: see ``Predictor``.
         network: for a checkpoint of a network of your own: the network, built as it was for the training. None builds

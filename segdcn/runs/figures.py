@@ -20,18 +20,18 @@ from segdcn.runs.record import RunRecord
 COUNTS_FILE = "counts.npz"  # beside metrics.json
 
 
-def write_figures(result: EvaluationResult, split: str, facts: Mapping[str, Any], folder: Path) -> None:
-    """Write metrics.json, figures and ``facts`` as one flat object, and counts.npz beside it.
+def write_figures(result: EvaluationResult, split: str, conditions: Mapping[str, Any], folder: Path) -> None:
+    """Write metrics.json, figures and ``conditions`` as one flat object, and counts.npz beside it.
 
     Of a split without labels (a benchmark's test split) there are neither figures nor counts.
 
     result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
-    facts: what the figures depend on: protocol, inference, checkpoint, seed.
+    conditions: what the figures depend on: protocol, inference, checkpoint, seed.
     """
     figures = {} if math.isnan(result.figures[f"{split}/miou"]) else result.figures
     if figures:
         write_counts(folder / COUNTS_FILE, result.counts)
-    write_json(folder / "metrics.json", {**figures, "split": split, "images": result.images, **facts})
+    write_json(folder / "metrics.json", {**figures, "split": split, "images": result.images, **conditions})
 
 
 def write_counts(path: Path, counts: Counts) -> None:

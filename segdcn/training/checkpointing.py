@@ -27,7 +27,17 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, made to resume exactly."""
+    """Lightning's ModelCheckpoint, made to resume exactly; unless told otherwise best.ckpt, by the mean IoU."""
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str = "best",
+        monitor: str | None = "val/miou",
+        mode: str = "max",
+        **options: Any,
+    ) -> None:
+        super().__init__(dirpath, filename, monitor, mode=mode, **options)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

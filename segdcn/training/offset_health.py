@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from segdcn import UserError
+from segdcn.analysis import LayerCall, follow
 from segdcn.models import deformable_layers
-from segdcn.ops import DeformConv2d, kernel_points, outside_map
 
 
 class TrainingStopped(UserError):  # noqa: N818  (it reads as what happened)
@@ -72,24 +72,19 @@ class OffsetHealth(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._sums, self._lengths = {}, {}
-        for name, layer in deformable_layers(_network(pl_module)).items():
-            self._handles.append(layer.offset.register_forward_hook(self._measure(name, layer)))
+        layers = deformable_layers(_network(pl_module))
+        self._handles = [follow(name, layer, self._measure) for name, layer in layers.items()]
 
-    def _measure(self, name: str, layer: DeformConv2d) -> Any:
-        def hook(branch: nn.Module, inputs: tuple[Tensor, ...], predicted: Tensor) -> None:
-            offset, _ = layer.split_branch(predicted.detach())
-            y, x = kernel_points(offset, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            length = torch.hypot(offset[:, 0::2].float(), offset[:, 1::2].float()).flatten()
-            height, width = inputs[0].shape[-2:]
-            outside = outside_map(y, x, height, width)
-            sums = torch.stack((length.double().sum(), outside.double().sum())).cpu()
-            count = torch.tensor([float(length.numel())], dtype=torch.float64)
-            self._sums[name] = self._sums.get(name, torch.zeros(3, dtype=torch.float64)) + torch.cat((sums, count))
-            stride = max(1, length.numel() // self.SAMPLES_PER_BATCH)
-            self._lengths.setdefault(name, []).append(length[::stride].cpu())
-            self._map_side[name] = max(height, width)
-
-        return hook
+    def _measure(self, call: LayerCall) -> None:
+        length = call.offset_lengths().flatten()
+        sums = torch.stack((length.double().sum(), call.outside().double().sum())).cpu()
+        count = torch.tensor([float(length.numel())], dtype=torch.float64)
+        self._sums[call.name] = self._sums.get(call.name, torch.zeros(3, dtype=torch.float64)) + torch.cat(
+            (sums, count)
+        )
+        stride = max(1, length.numel() // self.SAMPLES_PER_BATCH)
+        self._lengths.setdefault(call.name, []).append(length[::stride].cpu())
+        self._map_side[call.name] = max(call.input_size)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for handle in self._handles:

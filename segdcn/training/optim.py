@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from segdcn import UserError
 from segdcn.ops import DeformConv2d
+
+ADAMW = partial(AdamW, lr=1e-3, weight_decay=1e-4)
+"""The optimizer of a task that is given none; takes parameter groups."""
 
 
 def parameter_groups(

@@ -17,6 +17,7 @@ from segdcn.drawing.decoration import decoration
 from segdcn.drawing.panels import central_pixels, comparison_panel, sampling_panel
 from segdcn.models import deformable_layers
 from segdcn.runs.files import replacing
+from segdcn.training.folders import output_path
 
 
 class Panels(pl.Callback):
@@ -25,11 +26,18 @@ class Panels(pl.Callback):
     For a network with deformable layers also where its kernels sample, for one pixel of each of the three most
     frequent classes of an image. Predictions are made as for the figures (windows, scales, mirror images), at the
     image's own size whatever the protocol. Nothing is drawn within ``fit``: an epoch of a small run takes less time.
+
+    folder: None is panels/ in Lightning's folder.  images: how many at most.
+
+    The trainer must have been given a ``SegmentationDataModule``.
     """
 
-    def __init__(self, folder: str | Path, images: int = 6) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path | None = None, images: int = 6) -> None:
+        self._given = folder
         self.images = images
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = output_path(trainer, self._given, "panels")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
+from segdcn.training.folders import output_path
+
 
 class StopOnSignal(pl.Callback):
     """SIGTERM, SIGUSR1 or SIGUSR2 to any process of a run (a scheduler's warnings) stops all of them, resumably.
@@ -24,14 +26,17 @@ class StopOnSignal(pl.Callback):
     Takes the place of Lightning's own handlers, which communicate within the handler (ranks that are in another
     collective at that moment hang) and, under SLURM, write checkpoints of another name and requeue the job themselves.
 
-    checkpoint: file to save, the one that a run is resumed from; null saves nothing.
+    checkpoint: file to save, the one that a run is resumed from; None is checkpoints/last.ckpt in Lightning's folder.
     """
 
     SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2")  # Windows has the first only
 
     def __init__(self, checkpoint: str | Path | None = None) -> None:
-        self.checkpoint = checkpoint
+        self._given = checkpoint
         self._received = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.checkpoint = output_path(trainer, self._given, "checkpoints", "last.ckpt")
 
     def _listen(self) -> None:
         """Lightning sets its handlers just before this and, when it ends, brings back those that were there before."""
@@ -56,8 +61,7 @@ class StopOnSignal(pl.Callback):
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if number := self._agreed(trainer):
-            if self.checkpoint is not None:
-                trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint)
             self._stop(trainer, number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

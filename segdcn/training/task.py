@@ -16,8 +16,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from segdcn import UserError
+from segdcn.data.datamodule import SegmentationDataModule
+from segdcn.data.dataset import IGNORE_INDEX, voc_palette
 from segdcn.evaluation import EvaluationResult, Evaluator
-from segdcn.training.optim import parameter_groups
+from segdcn.models.contract import giving_logits
+from segdcn.runs.checkpoint import FORMAT, GROUPS
+from segdcn.training.losses import SegmentationLoss
+from segdcn.training.optim import ADAMW, parameter_groups, poly
 
 Batch = dict[str, Any]
 """{"image": float (N, 3, H, W), "label": int64 (N, H, W), "name": list of str}; evaluation adds "index" (N,)."""
@@ -26,23 +31,31 @@ Batch = dict[str, Any]
 class SegmentationTask(pl.LightningModule):
     """Trains and evaluates ``network``; everything it needs is passed in, nothing is looked up.
 
-    network: image (N, 3, H, W) → logits (N, K, H, W); one with an ``auxiliary`` head gives its logits as well, when
-        called with ``with_auxiliary=True``.
-    loss: logits, label → scalar.
-    optimizer: parameter groups → Optimizer.  schedule: optimizer, total_steps (None where the training's length is not
-        known) → LRScheduler, stepped per iteration. Only a training needs them.
-    description: plain values saved in each checkpoint, from which ``segdcn-evaluate`` rebuilds the run.
+    network: image (N, 3, H, W) → logits (N, K, H, W), or a mapping of them under "out" alone. One that has a method
+        ``training_logits(image)`` gives a list there: the logits, then those of auxiliary heads.
+    class_names: K names.
+    loss: logits, label → scalar; None is ``SegmentationLoss()``.
+    optimizer: parameter groups → Optimizer.
+    schedule: optimizer, total_steps (None where the training's length is not known) → LRScheduler, stepped per
+        iteration.
+    backbone_lr_mult, offset_lr_mult: see ``parameter_groups``.
+    auxiliary_weight: of each auxiliary head's loss.
+    seed: of the randomness within the network.
+    description: plain values saved in each checkpoint, from which the commands rebuild the run; None is what is known
+        here, which is enough for ``segdcn.load``.
     evaluator: how validation and test predict and count; whole images at their own size unless one is set.
     result: of the last validation or test, with full precision (Lightning logs float32).
+
+    Raises: UserError, one line: the network is no ``nn.Module``.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
         class_names: Sequence[str],
-        optimizer: Callable[[list[dict[str, Any]]], Optimizer] | None = None,
-        schedule: Callable[..., LRScheduler] | None = None,
+        loss: nn.Module | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = ADAMW,
+        schedule: Callable[..., LRScheduler] = poly,
         backbone_lr_mult: float = 1.0,
         offset_lr_mult: float = 0.1,
         auxiliary_weight: float = 0.4,
@@ -50,8 +63,8 @@ class SegmentationTask(pl.LightningModule):
         description: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.loss = loss
+        self.network = giving_logits(network)
+        self.loss = SegmentationLoss() if loss is None else loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.class_names = [str(name) for name in class_names]
@@ -59,7 +72,7 @@ class SegmentationTask(pl.LightningModule):
         self.offset_lr_mult = offset_lr_mult
         self.auxiliary_weight = auxiliary_weight
         self.seed = seed
-        self.description = description or {}
+        self.description = description
         self.evaluator = Evaluator(self.class_names)
         self.result: EvaluationResult | None = None
         self.mean_loss = MeanMetric()
@@ -78,12 +91,11 @@ class SegmentationTask(pl.LightningModule):
         random.seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if getattr(self.network, "auxiliary", None) is None:
-            logits = self.network(batch["image"])
-            loss: Tensor = self.loss(logits, batch["label"])
-        else:
-            logits, auxiliary = self.network(batch["image"], with_auxiliary=True)
-            loss = self.loss(logits, batch["label"]) + self.auxiliary_weight * self.loss(auxiliary, batch["label"])
+        of_training: Any = getattr(self.network, "training_logits", lambda image: [self.network(image)])
+        logits, *auxiliary = of_training(batch["image"])
+        loss: Tensor = self.loss(logits, batch["label"])
+        for each in auxiliary:
+            loss = loss + self.auxiliary_weight * self.loss(each, batch["label"])
         if batch_idx == 0:
             self.train_loss.reset()
         self.train_loss.update(loss.detach(), weight=len(logits))
@@ -108,8 +120,6 @@ class SegmentationTask(pl.LightningModule):
                 self.trainer.check_val_every_n_epoch = 1
 
     def configure_optimizers(self) -> Any:
-        if self.optimizer_factory is None or self.schedule_factory is None:
-            raise UserError("a training needs an optimizer and a schedule: SegmentationTask was given none")
         groups = parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult)
         try:
             optimizer = self.optimizer_factory(groups)
@@ -146,7 +156,7 @@ class SegmentationTask(pl.LightningModule):
         # together, and the figure must not depend on how many images a batch holds
         for n in range(len(label)):
             truth = label[n : n + 1]
-            labelled = (truth != self.evaluator.metrics.ignore_index).sum()
+            labelled = (truth != IGNORE_INDEX).sum()
             self.mean_loss.update(self.loss(logits[n : n + 1], truth), weight=labelled)
 
     def _log_evaluation(self, stage: str) -> None:
@@ -162,7 +172,26 @@ class SegmentationTask(pl.LightningModule):
     # --- checkpoint -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["segdcn"] = self.description
+        checkpoint["segdcn"] = {"format": FORMAT, **(self.description or self._own_description())}
+
+    def _own_description(self) -> dict[str, Any]:
+        """For ``segdcn.load``: the network's settings where they are known, and what prepares and colours images."""
+        palette: Sequence[Sequence[int]] = voc_palette(len(self.class_names))
+        groups: dict[str, dict[str, Any]] = {group: {} for group in GROUPS}
+        settings = getattr(self.network, "settings", None) or {}
+        groups["model"] = {key: value for key, value in settings.items() if key != "num_classes"}  # by class_names
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SegmentationDataModule):
+            palette = data.dataset.palette
+            bits = getattr(data.dataset, "bits", None)
+            groups["dataset"] = {"bits": bits} if isinstance(bits, int) else {}
+            groups["datamodule"] = {key: list(getattr(data.eval_transform, key)) for key in ("mean", "std")}
+        return {
+            "config": {},
+            "groups": groups,
+            "class_names": self.class_names,
+            "palette": [[int(value) for value in colour] for colour in palette],
+        }
 
 
 def training_ends(trainer: pl.Trainer) -> bool:

@@ -89,19 +89,17 @@ def test_coarse_labels_are_further_training_images(tmp_path: Path) -> None:
         Cityscapes(make_cityscapes(tmp_path / "fine"), coarse=True)
 
 
-def test_instance_files_are_in_the_order_of_the_split(root: Path) -> None:
+def test_instance_maps_are_in_the_order_of_the_split(root: Path) -> None:
     dataset = Cityscapes(root)
-    files = dataset.instance_files("val")
-    assert files is not None
-    for sample, file in zip(dataset.split("val"), files, strict=True):
+    maps = dataset.instances("val")
+    assert maps is not None
+    for sample, instances, file in zip(dataset.split("val"), maps, maps.files, strict=True):
         assert file.name == f"{sample.name}_gtFine_instanceIds.png"
-        with Image.open(file) as image:
-            instances = np.asarray(image)
         cars = sample.label == 13
         assert (instances[cars] // 1000 == 26).all()
         assert not (instances[~cars] // 1000 == 26).any()
-    files[1].unlink()
-    assert dataset.instance_files("val") is None
+    maps.files[1].unlink()
+    assert dataset.instances("val") is None
 
 
 def test_missing_root_says_what_is_expected_and_where_to_get_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's example of a data set of one's own, word for word."""
+"""The example of a data set of one's own in docs/extend.md, word for word."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from runs import BARE, call
 from segdcn.commands import train
 from segdcn.commands.data import main
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def block(language: str, part: str) -> str:
@@ -24,7 +24,7 @@ def block(language: str, part: str) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder with both files of the README, and a few ponds in it."""
+    """The working folder with both files of the page, and a few ponds in it."""
     (tmp_path / "ponds.py").write_text(block("python", "class Ponds"))
     (tmp_path / "my_conf" / "dataset").mkdir(parents=True)
     (tmp_path / "my_conf" / "dataset" / "ponds.yaml").write_text(block("yaml", "ponds.Ponds"))
@@ -50,7 +50,7 @@ def commands() -> dict[str, list[str]]:
 def test_example_is_checked_and_trained(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, *commands()["segdcn-data"], "workers=0") == 0
     assert "6 images, 0 problem(s)" in capsys.readouterr().out
-    settings = [setting for setting in BARE if not setting.startswith("dataset.")]
+    settings = ["model=tiny", *(setting for setting in BARE if not setting.startswith("dataset."))]
     settings += ["datamodule.batch_size=2", "datamodule.num_workers=0", "datamodule.eval_batch_size=1"]
     assert call(train.main, *commands()["segdcn-train"], *settings, "trainer.max_epochs=1") == 0
     assert "4 train, 2 val images, 3 classes" in capsys.readouterr().out

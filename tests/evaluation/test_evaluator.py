@@ -13,8 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing import spawn
 
 from segdcn.data.datamodule import EvaluationOrder
+from segdcn.data.instance_maps import InstanceMaps
 from segdcn.evaluation import EvaluationResult, Evaluator, SegmentationMetrics, get_protocol
-from segdcn.evaluation.instances import read_instances
 from segdcn.inference import Inference
 
 CLASSES = ("road", "sky", "person", "rider", "car")
@@ -58,7 +58,7 @@ def instance_files(tmp_path: Path) -> list[Path]:
 
 
 def evaluated(batches: list[dict[str, Any]], files: list[Path], **options: Any) -> EvaluationResult:
-    evaluator = Evaluator(CLASSES, categories=CATEGORIES, label_ids=IDS, instance_files=files, **options)
+    evaluator = Evaluator(CLASSES, categories=CATEGORIES, label_ids=IDS, instances=InstanceMaps(files), **options)
     for batch in batches:
         evaluator.update(FirstChannel(), batch)
     result = evaluator.compute()
@@ -139,7 +139,7 @@ def test_description_has_the_names_of_the_command_line() -> None:
 
 def test_broken_instance_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    Image.fromarray(np.zeros((8, 9), np.uint16)).save(tmp_path / "turned.png")
-    for name in ("broken.png", "missing.png", "turned.png is 8x9"):
-        with pytest.raises(ValueError, match=name):
-            read_instances(tmp_path / name.partition(" ")[0], (9, 8))
+    Image.fromarray(np.zeros((9, 8), np.uint16)).save(tmp_path / "turned.png")
+    for name, message in (("broken", "broken.png"), ("missing", "missing.png"), ("turned", "i0 is 9x8 pixels.* 8x9")):
+        with pytest.raises(ValueError, match=message):
+            evaluated(images(1), [tmp_path / f"{name}.png"])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from segdcn.data.instance_maps import InstanceMaps
 from segdcn.evaluation import EvaluationResult, Evaluator, get_protocol
 from segdcn.runs.submission import CityscapesSubmission
 
@@ -86,7 +87,7 @@ def evaluate_ours(split: Sequence[tuple[Ids, Ids, Tensor]], truth_files: list[st
         protocol=get_protocol("cityscapes", 19),
         categories=CATEGORIES,
         label_ids=LABEL_IDS,
-        instance_files=[Path(file.replace("labelIds", "instanceIds")) for file in truth_files],
+        instances=InstanceMaps([Path(file.replace("labelIds", "instanceIds")) for file in truth_files], lowest=1000),
         sink=CityscapesSubmission(folder, LABEL_IDS),
     )
     # as a data set maps ids to classes, for files in which -1 was stored and reads as 255

@@ -40,7 +40,7 @@ def test_logits_have_the_size_of_the_image(
 ) -> None:
     image = torch.randn(n, 3, height, width)
     with torch.no_grad():
-        logits, auxiliary = networks[head](image, with_auxiliary=True)
+        logits, auxiliary = networks[head].training_logits(image)
         assert torch.equal(networks[head](image), logits)
     assert logits.shape == auxiliary.shape == (n, 5, height, width)
     assert logits.isfinite().all()
@@ -48,8 +48,7 @@ def test_logits_have_the_size_of_the_image(
 
 def test_without_an_auxiliary_head_there_are_no_auxiliary_logits() -> None:
     network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0)).eval()
-    logits, auxiliary = network(torch.randn(1, 3, 33, 49), with_auxiliary=True)
-    assert auxiliary is None
+    (logits,) = network.training_logits(torch.randn(1, 3, 33, 49))
     assert logits.shape == (1, 3, 33, 49)
 
 
@@ -75,7 +74,7 @@ def test_same_logits_as_torchvisions_deeplabv3() -> None:
     image = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
         expected = theirs(image)
-        logits, auxiliary = ours(image, with_auxiliary=True)
+        logits, auxiliary = ours.training_logits(image)
     torch.testing.assert_close(logits, expected["out"])
     torch.testing.assert_close(auxiliary, expected["aux"])
 

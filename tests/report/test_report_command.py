@@ -21,7 +21,7 @@ from segdcn.report.images import ImageOptions
 from segdcn.report.pages import run_page
 from segdcn.report.runs import read_finished
 from segdcn.runs.checkpoint import Checkpoint
-from segdcn.runs.files import file_hash
+from segdcn.runs.files import file_hash, read_object
 from segdcn.sweep.plan import Job, Sweep
 
 Make = Callable[..., Path]
@@ -67,7 +67,9 @@ def open_shapes(checkpoint: Checkpoint) -> Shapes:
     return checkpoint.dataset()
 
 
-def html(run: Path, open_dataset: Callable[[Checkpoint], Any] = open_shapes, budget: float = 2500e9) -> str:
+def html(
+    run: Path, open_dataset: Callable[[Checkpoint], Any] = open_shapes, budget: float = ImageOptions.budget
+) -> str:
     """The page of a run."""
     return run_page(read_finished(run), ImageOptions(open_dataset, budget=budget)).html()
 
@@ -180,7 +182,16 @@ def test_two_runs_are_compared(make_run: Make, tmp_path: Path, capsys: pytest.Ca
     assert [layer["taps"] is None for layer in deformable["layers"]] == [False] * 3
 
 
-def test_a_sweep_is_compared_by_seed(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_compared_by_seed(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[Path] = []
+
+    def read(path: Path, remedy: str) -> dict[str, Any]:
+        opened.append(path)
+        return read_object(path, remedy)
+
+    monkeypatch.setattr("segdcn.runs.record.read_object", read)
     jobs = []
     for layers in (0, 3):
         for seed in (0, 1):
@@ -199,6 +210,7 @@ def test_a_sweep_is_compared_by_seed(make_run: Make, tmp_path: Path, capsys: pyt
     assert "+30.00" in page  # of the discs
     assert "0 of 1" in page
     assert "deform.layers=3, seed 0" in page
+    assert len(opened) == len(set(opened)) == 2 * 4  # metrics and environment of each run, once
     assert call(main, str(sweep), str(sweep / "layers0_0")) == 1
     assert "is a sweep: give it alone" in one_line(capsys.readouterr().err)
 

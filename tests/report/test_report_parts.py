@@ -217,6 +217,9 @@ def test_figures_in_words() -> None:
         "999 G",
     ]
     assert [numbers.duration(s) for s in (None, 72, 147, 8000)] == ["–", "72 s", "2.5 min", "2.2 h"]
+    assert [numbers.clock(s) for s in (72, 147, 8000)] == ["1:12", "2:27", "2:13:20"]
+    assert [numbers.three_digits(v) for v in (0, 0.08, 4.256, 306.4, 1234)] == ["0", "0.0800", "4.26", "306", "1234"]
+    assert [numbers.metric_value(0.5, metric) for metric in ("val/miou", "val/loss")] == ["50.00", "0.5000"]
     assert [numbers.percent(v) for v in (None, math.nan, 0.70636)] == ["–", "–", "70.64"]
     assert [numbers.signed(v) for v in (0.05, -0.05, None)] == ["+5.00", "−5.00", "–"]
 

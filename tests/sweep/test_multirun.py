@@ -67,9 +67,9 @@ def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
     assert sweep.baseline_setting == sweep.jobs[0].setting
 
 
-def test_a_users_own_sweep_is_planned_as_the_readme_writes_it(planned: list[Sweep]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (text,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", readme, re.M | re.S) if "MULTIRUN" in block]
+def test_a_users_own_sweep_is_planned_as_its_page_writes_it(planned: list[Sweep]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    (text,) = [block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "MULTIRUN" in block]
     Path("my_conf", "sweep").mkdir(parents=True)
     Path("my_conf", "sweep", "rates.yaml").write_text(text)
     call(train.main, "--config-dir", "my_conf", "sweep=rates")

@@ -380,6 +380,15 @@ def test_command_prints_the_table_and_writes_the_files(made: Path, capsys: pytes
     assert shown.err == "incomplete: 1 of 6 runs have no figure\n"
 
 
+def test_a_pruned_run_has_no_figure_on_purpose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pruned = {"state": "pruned", "attempts": 1, "error": None}
+    folder = sweep(tmp_path, {(PLAIN,): [0.66], (DEFORMABLE,): [pruned]})
+    assert call(main, "collect", str(folder)) == 0
+    shown = capsys.readouterr()
+    assert "0/1, 1 pruned" in shown.out
+    assert shown.err == ""
+
+
 def damage_metrics(folder: Path) -> None:
     path = folder / f"{PLAIN}_1" / "metrics.json"
     path.write_text(path.read_text()[:40])

@@ -96,7 +96,7 @@ def _started(pid: int) -> datetime:
 
 def _of_first(make: Callable[[], str], rank: int) -> str:
     """What the process with rank 0 makes. Its server is the one that torch.distributed uses later on (multi-tenant)."""
-    import torch.distributed as dist
+    import torch.distributed as dist  # here: commands import this file, and their --help need not wait for torch
 
     variables = os.environ
     served_by_agent = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
