@@ -51,9 +51,7 @@ def plain_text(lines: list[str]) -> None:
         goes_on = made and made[-1].strip() and not made[-1].startswith(" ") and not made[-1].endswith(":")
         text = line.strip() if goes_on and line.startswith(" ") else line
         parts = text.split("``")  # every second one is code
-        made.append(
-            "``".join(re.sub(r"\*", r"\\\g<0>", part) if n % 2 == 0 else part for n, part in enumerate(parts))
-        )
+        made.append("``".join(re.sub(r"\*", r"\\\g<0>", part) if n % 2 == 0 else part for n, part in enumerate(parts)))
     lines[:] = made
 
 
