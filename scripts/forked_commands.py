@@ -47,7 +47,8 @@ _LATE = (
     "segdcn.training.progress",
     "segdcn.data.datamodule",
     "segdcn.inference.predictor",
-    "segdcn.interchange.files",
+    "segdcn.interchange.onnx",
+    "segdcn.interchange.program",
     "onnxruntime",
     "onnxscript",
 )

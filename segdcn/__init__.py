@@ -50,6 +50,7 @@ _LAZY = {
     "SegmentationTask": "segdcn.training.task",
     "load": "segdcn.runs.checkpoint",
 }
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 _LASTING = {
     errno.ENOENT,
     errno.EACCES,
@@ -75,6 +76,11 @@ def is_lasting(error: OSError) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether a disk or a network fails at the moment, whatever was to be read: no reason to call a file damaged."""
     return isinstance(error, OSError) and not is_lasting(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch's words for it differ by device."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def one_line(error: BaseException) -> str:

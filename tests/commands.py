@@ -16,8 +16,8 @@ from runs import compose
 from segdcn.commands import benchmark
 from segdcn.commands import report as report
 from segdcn.commands import sweep as sweep
-from segdcn.commands.arguments import readable
-from segdcn.commands.compose import freely, may_change_on_resume
+from segdcn.commands.arguments import freely, readable
+from segdcn.runs.overrides import may_change_on_resume
 
 COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data check|benchmark|sweep|report)\b(?!:)"
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

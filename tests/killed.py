@@ -15,7 +15,7 @@ from typing import Any
 
 import segdcn.training.task
 from segdcn.commands.train import main
-from segdcn.training.distributed import restarted
+from segdcn.runs.distributed import restarted
 
 if "KILLED_AT" not in os.environ:
     # not on the command line, which Lightning repeats for the processes that it starts

@@ -16,7 +16,7 @@ from runs import BARE, compose
 from torch import nn
 
 import segdcn.commands.train
-from segdcn.commands.compose import build_task
+from segdcn.commands.build import build_task
 from segdcn.data import Shapes
 from segdcn.data.dataset import Sample
 
@@ -72,7 +72,7 @@ if __name__ == "__main__":
             "optimizer.momentum=0",
             "optimizer.weight_decay=0",
             "schedule=constant",
-            "model.deform.lr_mult=1.0",
+            "task.offset_lr_mult=1.0",
             "trainer.precision=64-true",
             "trainer.max_epochs=1",
             "name=test",

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.recipes import with_recipe
 
 # Four steps an epoch, a crop that is not square, dropout in the head.
 SMALL = (
@@ -41,7 +42,7 @@ BARE = (*SMALL, "logger=none", "callbacks.panels=null", "report=false")
 def compose(config_name: str, *overrides: str) -> DictConfig:
     """The config that a command gets, for calling ``train`` or ``evaluate`` themselves."""
     with initialize_config_dir(CONFIG_PATH, version_base="1.3"):
-        return hydra.compose(config_name, list(overrides))
+        return hydra.compose(config_name, with_recipe(list(overrides)) if config_name == "train" else list(overrides))
 
 
 def call(main: Callable[[], Any], *arguments: str) -> int:

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from runs import one_line, process
 
-from segdcn.benchmarks import runtimes, stopwatch
+from segdcn.benchmarks import networks, operators, runtimes, stopwatch
 from segdcn.commands import benchmark
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(benchmark, "CONVOLUTIONS", ((1, 4, 6, 7, 1), (2, 4, 5, 5, 1)))
-    monkeypatch.setattr(benchmark, "DEPTHWISE", ((1, 4, 6, 7, 4),))
-    monkeypatch.setattr(benchmark, "REGIONS", (2,))
+    monkeypatch.setattr(operators, "CONVOLUTIONS", ((1, 4, 6, 7, 1), (2, 4, 5, 5, 1)))
+    monkeypatch.setattr(operators, "DEPTHWISE", ((1, 4, 6, 7, 4),))
+    monkeypatch.setattr(operators, "REGIONS", (2,))
     monkeypatch.setattr(sys, "argv", ["segdcn-benchmark", *arguments])
     benchmark.main()
 
@@ -64,11 +64,11 @@ def test_peak_memory_is_that_of_the_call() -> None:
 def test_a_training_step_is_timed_per_layer_count_and_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = benchmark.build_deeplab
+    original = networks.build_deeplab
     monkeypatch.setattr(
-        benchmark, "build_deeplab", lambda *_, deform: original("resnet_tiny", "paper", 21, deform=deform)
+        networks, "build_deeplab", lambda *_, deform: original("resnet_tiny", "paper", 21, deform=deform)
     )
-    monkeypatch.setattr(benchmark, "DEFORMABLE_LAYERS", (0, 2))
+    monkeypatch.setattr(networks, "DEFORMABLE_LAYERS", (0, 2))
     run(monkeypatch, "step", "--repeats", "1", "--output", str(tmp_path / "step.json"))
     rows = json.loads((tmp_path / "step.json").read_text())["step"]
     assert [row["case"] for row in rows] == ["0 deformable", "2 deformable, gather", "2 deformable, torchvision"]
@@ -134,16 +134,18 @@ def forbid(event, arguments):
 sys.addaudithook(forbid)
 from pathlib import Path
 import torch
-from segdcn import exchange, runtimes
+from segdcn.benchmarks import runtimes
+from segdcn.interchange import onnx as exchange
+from segdcn.interchange.verification import compare
 from segdcn.models import Deform, build_deeplab, deformable_layers
 deform = Deform(layers=2, modulated=True, offset_groups=2)
-network = build_deeplab("resnet_tiny", "v3plus", 6, output_stride=32, deform=deform)
+network = build_deeplab(6, "resnet_tiny", "v3plus", 32, weights=None, deform=deform)
 for layer in deformable_layers(network).values():
     torch.nn.init.normal_(layer.offset.bias, std=2.0)
 Path("x.onnx").write_bytes(exchange.onnx_bytes(network, {}, "grid_sample"))
 images = torch.randn(2, 3, 65, 97)
 for start in (runtimes.open_openvino, exchange.open_onnx):
-    (found,) = exchange.compare(network, start(Path("x.onnx")), [images])
+    (found,) = compare(network, start(Path("x.onnx")), [images])
     assert found.relative < 1e-4, found
 """
 

@@ -10,7 +10,7 @@ from pytorch_lightning.accelerators import MPSAccelerator
 from runs import BARE, call, compose, one_line
 
 from segdcn import UserError
-from segdcn.commands.compose import usable_accelerator
+from segdcn.commands.build import usable_accelerator
 from segdcn.commands.train import main
 
 RUN = (*BARE, "trainer.max_steps=1")

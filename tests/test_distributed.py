@@ -18,8 +18,8 @@ from torch import Tensor
 
 from segdcn.commands import evaluate, train
 from segdcn.models import Deform, build_deeplab
+from segdcn.runs import distributed as processes
 from segdcn.runs.folder import LOCK
-from segdcn.training import distributed as processes
 from segdcn.training.losses import SegmentationLoss
 
 HERE = Path(__file__).parent
@@ -116,7 +116,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
 def test_every_parameter_has_a_gradient(backbone: str, head: str, auxiliary: bool) -> None:
     """Otherwise DDP would need find_unused_parameters, a search of the graph at each step."""
     deform = Deform(2, modulated=True)
-    network = build_deeplab(backbone, head, 3, 16, deform=deform, head_channels=8, auxiliary=auxiliary)
+    network = build_deeplab(3, backbone, head, 16, weights=None, deform=deform, head_channels=8, auxiliary=auxiliary)
     sum(logits.sum() for logits in network.training_logits(torch.rand(2, 3, 64, 64))).backward()
     assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
 
@@ -199,7 +199,7 @@ def test_folder_of_a_run_on_several_processes(monkeypatch: pytest.MonkeyPatch, t
 @pytest.mark.slow
 def test_nodes_started_by_hand_share_the_first_ones_name(tmp_path: Path) -> None:
     script = (
-        "import time; from pathlib import Path; from segdcn.training.distributed import new_run_folder;"
+        "import time; from pathlib import Path; from segdcn.runs.distributed import new_run_folder;"
         f"print(new_run_folder(Path({str(tmp_path)!r})).name, flush=True); time.sleep(3)"
     )
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -353,7 +353,7 @@ def test_error_of_all_processes_is_told_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["1", "pid"])
 def test_process_ends_with_its_parent(tmp_path: Path, value: str) -> None:
     child = (
-        "import os, time; from segdcn.training.distributed import die_with_parent; die_with_parent();"
+        "import os, time; from segdcn.runs.distributed import die_with_parent; die_with_parent();"
         "open('pid.new', 'w').write(str(os.getpid())); os.rename('pid.new', 'pid'); time.sleep(60)"
     )
     variable = "str(os.getpid())" if value == "pid" else "'1'"
@@ -371,7 +371,7 @@ def test_process_ends_with_its_parent(tmp_path: Path, value: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux only")
 def test_process_whose_parent_has_ended_already_ends_too(tmp_path: Path) -> None:
-    command = "from segdcn.training.distributed import die_with_parent; die_with_parent(); print('still here')"
+    command = "from segdcn.runs.distributed import die_with_parent; die_with_parent(); print('still here')"
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for value, status, output in ((gone.pid, -9, ""), (os.getpid(), 0, "still here\n"), (1, 0, "still here\n")):

@@ -19,23 +19,23 @@ MAY_IMPORT = {
     "data": ("", "torch numpy cv2 PIL pyspng albumentations rich pytorch_lightning"),
     "drawing": ("data", "numpy cv2 PIL rich matplotlib fontTools"),
     "inference": ("data drawing", "torch numpy PIL"),
-    "evaluation": ("inference", "torch numpy torchmetrics"),
-    "analysis": ("ops models data drawing", "torch numpy cv2 matplotlib"),
+    "evaluation": ("inference", "torch numpy torchmetrics PIL"),
+    "analysis": ("ops models data drawing inference", "torch numpy cv2 matplotlib"),
     "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
     "training": (
         "ops models data drawing inference evaluation analysis runs",
-        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric",
+        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric optuna",
     ),
-    "interchange": ("ops models", "torch onnx onnxruntime"),
-    "sweep": ("drawing runs training", "torch yaml rich scipy matplotlib submitit"),
+    "interchange": ("ops models", "torch numpy PIL onnx onnxruntime"),
+    "sweep": ("drawing runs", "torch rich scipy matplotlib submitit"),
     "report": (
         "models data drawing inference evaluation analysis runs sweep",
-        "torch numpy cv2 PIL yaml matplotlib jinja2 markupsafe",
+        "torch numpy cv2 PIL matplotlib jinja2 markupsafe",
     ),
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
     "commands": (
         "ops models data drawing inference evaluation analysis runs training interchange sweep report benchmarks",
-        "torch numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning",
+        "torch torchvision numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning optuna",
     ),
 }
 LIGHTNING = ("segdcn.training.", "segdcn.data.datamodule", "segdcn.commands.")

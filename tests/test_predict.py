@@ -22,6 +22,7 @@ from runs import BARE, call, compose, make_camvid, one_line, process, real_camvi
 from test_predictor import noise
 
 import segdcn
+from segdcn.commands import build
 from segdcn.commands import evaluate as evaluate_command
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.commands.predict import main
@@ -454,14 +455,14 @@ def test_a_truncated_video_is_named_and_what_could_be_read_is_kept(
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Label maps of the segdcn-evaluate that runs in this test, by the image's name."""
     found: dict[str, Any] = {}
-    build = evaluate_command.build_evaluator
+    original = build.build_evaluator
 
     def with_sink(*arguments: Any, **options: Any) -> Any:
-        evaluator = build(*arguments, **options)
+        evaluator = original(*arguments, **options)
         evaluator.sink = lambda name, labels: found.update({name: labels.numpy().copy()})
         return evaluator
 
-    monkeypatch.setattr(evaluate_command, "build_evaluator", with_sink)
+    monkeypatch.setattr(build, "build_evaluator", with_sink)
     return found
 
 

@@ -14,7 +14,7 @@ from runs import BARE, SMALL, call, make_camvid, process
 
 from segdcn.commands import evaluate, train
 from segdcn.commands import figures as figures_module
-from segdcn.report import contents
+from segdcn.report.page import Page
 from segdcn.training import pictures
 
 FOLDER = (
@@ -67,7 +67,7 @@ def test_figures_are_written_before_anything_is_drawn(
 
     monkeypatch.setattr(pictures, "comparison_panel", look)
     monkeypatch.setattr(figures_module, "_table", look)
-    monkeypatch.setattr(contents, "render", look)
+    monkeypatch.setattr(Page, "html", look)
     settings = ("logger=none", "trainer.max_epochs=1", "callbacks.panels.images=2", f"output_dir={tmp_path}")
     assert call(train.main, *SMALL, *settings) == 0
     assert there == [True] * 4

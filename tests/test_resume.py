@@ -224,7 +224,7 @@ def test_finished_run_is_evaluated_again_and_nothing_else(copied_run: Path) -> N
 
 @pytest.mark.parametrize(
     "override",
-    ["model=deeplab", "model.backbone=resnet18", "optimizer.lr=0.1", "output_dir=elsewhere", "seed=3"],
+    ["model=tiny", "model.backbone=resnet18", "optimizer.lr=0.1", "output_dir=elsewhere", "seed=3"],
 )
 def test_what_cannot_change_in_a_resumed_run_is_refused(
     copied_run: Path, capsys: pytest.CaptureFixture[str], override: str

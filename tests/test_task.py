@@ -26,7 +26,9 @@ from segdcn.training.task import SegmentationTask
 
 @pytest.mark.parametrize("deform", [Deform(0), Deform(3), Deform(2, modulated=True, offset_groups=2)])
 def test_each_parameter_learns_by_its_role(deform: Deform) -> None:
-    network = build_deeplab("resnet_tiny", "paper", 6, 16, deform=deform, head_channels=16, auxiliary=True)
+    network = build_deeplab(
+        6, "resnet_tiny", "paper", 16, weights=None, deform=deform, head_channels=16, auxiliary=True
+    )
     groups = parameter_groups(network, backbone_lr_mult=0.3, offset_lr_mult=0.01)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in network.parameters())
@@ -43,7 +45,7 @@ def test_each_parameter_learns_by_its_role(deform: Deform) -> None:
 
 
 def test_frozen_parameters_are_in_no_group() -> None:
-    network = build_deeplab("resnet_tiny", "paper", 6, 16, deform=Deform(3), head_channels=16)
+    network = build_deeplab(6, "resnet_tiny", "paper", 16, weights=None, deform=Deform(3), head_channels=16)
     network.backbone.requires_grad_(False)
     assert {group["name"] for group in parameter_groups(network)} == {"head", "head_no_decay"}
 

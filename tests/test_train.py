@@ -53,7 +53,9 @@ def test_metric_names_and_ranges(first_run: FirstRun) -> None:
     assert names <= figures.keys()
     assert all(figures[name] is None or 0 <= figures[name] <= 1 for name in names - {"val/loss"})
     assert not any(isinstance(value, dict | list) for value in figures.values())
-    network = build_deeplab("resnet_tiny", "aspp", 6, output_stride=16, head_channels=16, deform=Deform(layers=3))
+    network = build_deeplab(
+        6, "resnet_tiny", "aspp", weights=None, output_stride=16, head_channels=16, deform=Deform(layers=3)
+    )
     assert figures["parameters"] == sum(parameter.numel() for parameter in network.parameters())
     assert figures["flops"] == count_flops(network, (48, 64))
     assert figures["flops_input"] == "[48,64]"
@@ -72,7 +74,7 @@ def test_figures_are_those_of_the_best_checkpoint(first_run: FirstRun) -> None:
     """Counted pixel by pixel from the definition, with a network built by hand from plain tensors."""
     checkpoint = torch.load(first_run.folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["segdcn"]["class_names"] == list(CLASSES)
-    network = build_deeplab("resnet_tiny", "aspp", 6, 16, deform=Deform(3), head_channels=16).eval()
+    network = build_deeplab(6, "resnet_tiny", "aspp", 16, weights=None, deform=Deform(3), head_channels=16).eval()
     weights = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
     network.load_state_dict(weights)
     both, truth, predicted, loss, pixels = [0] * 6, [0] * 6, [0] * 6, 0.0, 0

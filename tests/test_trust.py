@@ -236,3 +236,26 @@ def test_something_else_is_refused(tmp_path: Path, content: Any, told: str) -> N
     with pytest.raises(UserError, match=told) as error:
         read_checkpoint(tmp_path / "other.ckpt")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", [None, 3])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_of_another_layout_is_refused_by_every_command(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str, number: int | None
+) -> None:
+    for path in (run / "checkpoints").iterdir():
+        content = torch.load(path, weights_only=True)
+        assert content["segdcn"].pop("format") == 2
+        content["segdcn"] |= {} if number is None else {"format": number}
+        torch.save(content, path)
+    before = sorted(run.rglob("*"))
+    main, arguments = COMMANDS[command]
+    assert call(main, *arguments) == 1
+    message = one_line(capsys.readouterr().err)
+    assert f"was written by another version of segdcn, as checkpoints of format {number or 1}" in message
+    assert "use it with that version, or train again" in message
+    assert [path for path in sorted(run.rglob("*")) if path.name not in ("error.txt", "run.lock")] == [
+        path for path in before if path.name not in ("error.txt", "run.lock")
+    ]
+    with pytest.raises(UserError, match="another version of segdcn"):
+        segdcn.load(run / "checkpoints" / "best.ckpt")

@@ -24,14 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from segdcn import MissingPackageError
+from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import reset_peak, resident_megabytes
-from segdcn.interchange import files as exchange
+from segdcn.interchange.graph import Deformation
+from segdcn.interchange.onnx import onnx_bytes, open_onnx
+from segdcn.interchange.verification import Runner
 from segdcn.models import Deform, build_deeplab, deformable_layers
 
 SIZES = ((512, 1024), (256, 256))
 LAYERS = (0, 3)  # deformable ones
 BACKBONE = "resnet50"
-OFFSET_DEVIATION = 2.0  # pixels
 STANDARD, TWIN = "standard.onnx", "grid_sample.onnx"  # without deformable layers they are one
 SETTLE = 0.05  # seconds, in which the threads of the runtime before stop waiting for more
 
@@ -39,13 +41,13 @@ SETTLE = 0.05  # seconds, in which the threads of the runtime before stop waitin
 def build(backbone: str, layers: int) -> nn.Module:
     """DeepLabv3, output stride 16, 19 classes; random weights, the same in every process."""
     torch.manual_seed(0)
-    network = build_deeplab(backbone, "aspp", 19, deform=Deform(layers=layers)).eval()
+    network = build_deeplab(19, backbone, "aspp", weights=None, deform=Deform(layers=layers)).eval()
     for layer in deformable_layers(network).values():
         nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
     return network
 
 
-def open_openvino(path: Path) -> exchange.Runner:
+def open_openvino(path: Path) -> Runner:
     """An ONNX model under OpenVINO in float32, on as many CPU threads as PyTorch has."""
     # openvino tells Google Analytics that it was imported, without asking; where this package is missing it does not
     sys.modules["openvino_telemetry"] = cast(Any, None)
@@ -60,11 +62,11 @@ def open_openvino(path: Path) -> exchange.Runner:
     return lambda images: torch.from_numpy(np.array(compiled(images.numpy())[0]))
 
 
-RUNTIMES: dict[str, Callable[[Callable[[], nn.Module], Path], exchange.Runner]] = {
+RUNTIMES: dict[str, Callable[[Callable[[], nn.Module], Path], Runner]] = {
     "PyTorch, eager": lambda network, _: network(),
     "PyTorch, torch.compile": lambda network, _: torch.compile(network(), dynamic=False),
-    "onnxruntime": lambda _, folder: exchange.open_onnx(folder / STANDARD),
-    "onnxruntime, grid_sample": lambda _, folder: exchange.open_onnx(folder / TWIN),
+    "onnxruntime": lambda _, folder: open_onnx(folder / STANDARD),
+    "onnxruntime, grid_sample": lambda _, folder: open_onnx(folder / TWIN),
     "OpenVINO, grid_sample": lambda _, folder: open_openvino(folder / TWIN),  # it has no DeformConv
 }
 """By name: from what builds the network, or from the folder of its ONNX files."""
@@ -85,9 +87,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
         for layers, folder in folders.items():
             folder.mkdir()
             for file, deform in ((STANDARD, "standard"), (TWIN, "grid_sample")):
-                (folder / file).write_bytes(
-                    exchange.onnx_bytes(build(BACKBONE, layers), {}, cast(exchange.Deformation, deform))
-                )
+                (folder / file).write_bytes(onnx_bytes(build(BACKBONE, layers), {}, cast(Deformation, deform)))
         for size in SIZES:
             workers: dict[tuple[str, int], _Worker] = {}
             try:

@@ -6,29 +6,32 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from segdcn import UserError
-from segdcn.commands.compose import freely, plain
+from segdcn.commands.arguments import freely
+from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import decoration
-from segdcn.runs.files import file_hash, shown, write_bytes, write_json, write_text
+from segdcn.runs.files import file_hash, shown, write_json, write_text
 from segdcn.runs.folder import check_checkpoint, make_folder, reporting, run_folder_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
+    from segdcn.analysis.views import Pixel
     from segdcn.data import Sample
     from segdcn.inference.predictor import Predictor
     from segdcn.runs.checkpoint import Checkpoint
 
-Pixel = tuple[int, int]
 WITHOUT_LAYERS = "the network has no 3x3 convolution whose sampling can be followed"
+
+
+@console_script("analyze", freely(lambda key: key.startswith("dataset.")))
+def main(config: DictConfig) -> None:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    analyze(config)
 
 
 def analyze(config: DictConfig) -> dict[str, Any]:
@@ -64,6 +67,8 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
     from segdcn.analysis import last_layers
     from segdcn.analysis.offset_study import check_objects
     from segdcn.analysis.tables import dilation_csv, dilation_rows, markdown
+    from segdcn.analysis.views import view
+    from segdcn.commands.analysis_output import print_tables, write_pictures
     from segdcn.inference.devices import find_device
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
@@ -91,18 +96,18 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
     views = []
     for sample in drawn:
         with decoration(f"pictures of {sample.name}", "those of other images are there"):
-            views.append(_look(predictor, sample, pixels))
-    for number, view in enumerate(views):
+            views.append(view(predictor, sample, pixels))
+    for number, one in enumerate(views):
         with decoration(f"sampling_{number}.json", "the rest is there"):  # of points that are no numbers
-            write_text(folder / f"sampling_{number}.json", json.dumps(view.described(), allow_nan=False) + "\n")
+            write_text(folder / f"sampling_{number}.json", json.dumps(one.described(), allow_nan=False) + "\n")
     with decoration("cost", "the rest is there"):
         result["cost"] = _cost(predictor, checkpoint, drawn, split, config.repeats)
-    result["pictures"] = [view.facts() for view in views]
+    result["pictures"] = [one.summary() for one in views]
     result["environment"] = environment(checkpoint.seed)
     write_json(folder / "analysis.json", result)
 
-    _draw(predictor, result, views, folder)
-    _print_tables(result)
+    write_pictures(predictor.network, result, views, folder)
+    print_tables(result)
     print(f"figures and pictures in {shown(folder)}")
     return result
 
@@ -144,8 +149,10 @@ def _drawn(config: DictConfig, predictor: Predictor, split: Sequence[Sample]) ->
     """The images to draw, those that can be read."""
     if config.image is not None:
         return [_own_image(config.image, predictor)]
+    from segdcn.data.dataset import spread_over
+
     found = []
-    for place in _places(len(split), config.pictures):
+    for place in spread_over(len(split), config.pictures):
         with decoration(f"pictures of image {place} of split {config.split}", "those of other images are there"):
             found.append(split[place])
     return found
@@ -165,8 +172,9 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     from rich.progress import track
 
     from segdcn.analysis.offset_study import study_split
+    from segdcn.data.dataset import spread_over
 
-    places = _places(len(split), config.images)
+    places = spread_over(len(split), config.images)
     # the bar is for a person who waits: a log file gets none
     bar = Console(stderr=True, quiet=not sys.stderr.isatty())
     return study_split(
@@ -183,112 +191,18 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     )
 
 
-@dataclass(frozen=True)
-class View:
-    """An image and where the network samples it, for a few pixels.
-
-    layers: their names, the last first; none of a network whose sampling cannot be followed.
-    points: for each pixel those after one layer, two, ...; regular: those of all layers without offsets, or none.
-    """
-
-    sample: Sample
-    tensor: Tensor
-    pixels: list[Pixel]
-    layers: list[str]
-    points: list[list[NDArray[Any]]]
-    regular: list[NDArray[Any]]
-
-    def facts(self) -> dict[str, Any]:
-        size = list(self.sample.image.shape[:2])
-        pixels = [list(pixel) for pixel in self.pixels]
-        return {"image": self.sample.name, "size": size, "layers": self.layers, "pixels": pixels}
-
-    def described(self) -> dict[str, Any]:
-        """For sampling_N.json."""
-        pixels = [
-            {"pixel": list(pixel), "points": [[[round(y, 3), round(x, 3)] for y, x in d.tolist()] for d in depths]}
-            for pixel, depths in zip(self.pixels, self.points, strict=True)
-        ]
-        return {**self.facts(), "pixels": pixels}
-
-
-def _look(predictor: Predictor, sample: Sample, pixels: Sequence[Pixel]) -> View:
-    from segdcn.analysis import last_layers, record, trace
-    from segdcn.drawing.panels import central_pixels
-
-    image = predictor.batch(sample.image)
-    size = (image.shape[2], image.shape[3])
-    chosen = list(pixels) or central_pixels(sample.label)
-    if not chosen:  # a benchmark's test split has no labels
-        chosen = central_pixels(predictor(sample.image).labels)
-    calls = record(predictor.network, image)[-3:] if last_layers(predictor.network) else []
-    points = [[depth.numpy() for depth in trace(calls, pixel, size)] if calls else [] for pixel in chosen]
-    regular: list[Any] = []
-    if any(call.deformable for call in calls):
-        undeformed = [call.undeformed() for call in calls]
-        regular = [trace(undeformed, pixel, size)[-1].numpy() for pixel in chosen]
-    return View(sample, image, chosen, [call.name for call in reversed(calls)], points, regular)
-
-
 def _cost(
     predictor: Predictor, checkpoint: Checkpoint, drawn: Sequence[Sample], split: Sequence[Sample], repeats: int
 ) -> dict[str, Any]:
     """Of one image: the first that is drawn, else one of the split, else an empty one of the training's size."""
     import numpy as np
 
-    from segdcn.benchmarks.cost import compare_cost
+    from segdcn.benchmarks.networks import compare_cost
 
     image = np.zeros((*(checkpoint.groups["datamodule"].get("crop_size") or (512, 512)), 3), np.uint8)
     with contextlib.suppress(Exception):  # of a data set that cannot be read, which is said elsewhere
         image = (drawn[0] if drawn else split[0]).image
     return compare_cost(predictor.network, predictor.batch(image), repeats)
-
-
-def _draw(predictor: Predictor, result: dict[str, Any], views: Sequence[View], folder: Path) -> None:
-    """offset_lengths.png, and of each view sampling_N.png and receptive_field_N.png."""
-    from segdcn.analysis import effective_receptive_field
-    from segdcn.analysis.pictures import field_picture, length_picture, sampling_picture
-
-    again = "the figures are there"
-    if "layers" in result:
-        with decoration("offset_lengths.png", again):
-            write_bytes(folder / "offset_lengths.png", length_picture(result))
-    for number, view in enumerate(views):
-        image, name = view.sample.image, view.sample.name
-        if view.layers:
-            with decoration(f"sampling_{number}.png", again):
-                picture = sampling_picture(image, view.pixels, view.points, view.regular, name)
-                write_bytes(folder / f"sampling_{number}.png", picture)
-        with decoration(f"receptive_field_{number}.png", again):
-            fields = effective_receptive_field(predictor.network, view.tensor, view.pixels).numpy()
-            last = [depths[-1] if depths else None for depths in view.points]
-            picture = field_picture(image, view.pixels, fields, last, name)
-            write_bytes(folder / f"receptive_field_{number}.png", picture)
-
-
-def _print_tables(result: dict[str, Any]) -> None:
-    from segdcn.analysis.tables import class_rows, cost_rows, dilation_rows, length_rows
-
-    again = "analysis.json holds its figures"
-    if "layers" in result:
-        parted = " and ".join(f"{side:.0f}" for side in result["objects"]["thresholds"])
-        counts = ", ".join(f"{count} {name}" for name, count in result["objects"]["counts"].items())
-        print(
-            f"{result['split']} split, {result['images']} images; objects by the side of their boxes: {counts}", end=""
-        )
-        print(f" (from {parted} pixels)" if parted else "")
-        for title, rows in (
-            ("effective dilation by object size, in pixels of the layer's map", dilation_rows),
-            ("effective dilation by class", class_rows),
-            ("length of the offsets, in pixels of the layer's map", length_rows),
-        ):
-            with decoration(f"table of {title}", again):
-                _print(title, rows(result))
-    if "cost" in result:
-        height, width = result["cost"]["size"]
-        title = f"cost of one image of {width}x{height} pixels, {result['cost']['threads']} thread(s)"
-        with decoration("table of the cost", again):
-            _print(title, cost_rows(result["cost"]))
 
 
 def _own_image(path: str, predictor: Predictor) -> Sample:
@@ -297,27 +211,6 @@ def _own_image(path: str, predictor: Predictor) -> Sample:
 
     result = predictor(path)
     return Sample(result.image, result.labels, Path(path).name)
-
-
-def _places(total: int, count: int | None) -> list[int]:
-    """``count`` of ``total`` places (None: all) at equal distances."""
-    count = total if count is None else min(count, total)
-    return [number * total // count for number in range(count)]
-
-
-def _print(title: str, rows: list[list[str]]) -> None:
-    from segdcn.drawing import console
-
-    table = console.table(rows[0], title)
-    for row in rows[1:]:
-        console.row(table, row)
-    console.show(table)
-
-
-@console_script("analyze", freely(lambda key: key.startswith("dataset.")))
-def main(config: DictConfig) -> None:
-    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
-    analyze(config)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 
 from segdcn import UserError
 from segdcn.commands.compose import CONFIG_PATH
-from segdcn.runs.overrides import is_path, quoted, split_override
+from segdcn.commands.recipes import with_recipe
+from segdcn.runs.overrides import is_path, may_change_on_resume, quoted, split_override
 
 
 def readable(arguments: Sequence[str]) -> list[str]:
@@ -52,3 +53,21 @@ def _readable(argument: str, parser: OverridesParser, several: bool) -> str:
             f" beyond ASCII stands in quotes of its own within those of the shell: '{key}={example}'"
         )
     return argument
+
+
+def freely(may_be_new: Callable[[str], bool]) -> Callable[[list[str]], list[str]]:
+    """Overrides of keys that only a checkpoint's config has, as Hydra asks for them: with two pluses."""
+
+    def free(overrides: list[str]) -> list[str]:
+        return [
+            f"++{one.lstrip('+')}" if one[0] not in "-~" and may_be_new(split_override(one)[0]) else one
+            for one in overrides
+        ]
+
+    return free
+
+
+def before_composing(overrides: list[str]) -> list[str]:
+    """Overrides of segdcn-train as Hydra is given them: a run that goes on has its own config, another one a recipe."""
+    resumes = any(split_override(override)[0] == "resume" for override in overrides)
+    return freely(may_change_on_resume)(overrides) if resumes else with_recipe(overrides)

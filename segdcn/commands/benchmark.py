@@ -4,138 +4,60 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-import torchvision
-from torch import Tensor
-from torch.nn import functional as F
+from typing import Any
 
 from segdcn import UserError
-from segdcn.benchmarks import runtimes
-from segdcn.benchmarks.stopwatch import Candidate, compare, interleaved
-from segdcn.commands.compose import CONFIG_PATH, build_dataset
+from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.console import plain_script
-from segdcn.models import Deform, build_deeplab, deformable_layers
-from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
-from segdcn.runs.environment import environment
-from segdcn.runs.files import write_json
 
-# N, C, H, W -> C, 3x3; groups
-CONVOLUTIONS = (
-    (4, 256, 40, 40, 1),
-    (1, 512, 65, 65, 1),
-    (4, 512, 33, 33, 1),
-    (1, 256, 64, 64, 1),
-    (2, 64, 64, 64, 1),
-)
-DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
-REGIONS = (64, 300)
-OFFSET_DEVIATION = 2.0  # pixels
-DEFORMABLE_LAYERS = (0, 3, 6)
+DEFAULT = ("conv", "pool", "step")
 WORKERS = (1, 2)
 LOADING_SECONDS = 3.0  # of each way to load, in each round
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
+@plain_script
+def main() -> None:
+    """Console script."""
+    run(parse_arguments())
 
 
-def convolutions(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """deform_conv2d, both backends, against torchvision's operator and a plain convolution."""
-    rows = []
-    for n, channels, height, width, groups in CONVOLUTIONS + DEPTHWISE:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(n, channels, height, width, generator=generator)
-        weight = torch.randn(channels, channels // groups, 3, 3, generator=generator) / math.sqrt(9 * channels / groups)
-        offset = OFFSET_DEVIATION * torch.randn(n, 18, height, width, generator=generator)
-        x, weight = (t.to(device, dtype).requires_grad_() for t in (x, weight))
-        candidates = _convolution_candidates(x, offset.to(device).requires_grad_(), weight, groups)
-        case = f"{n}×{channels}×{height}×{width}" + (" depthwise" if groups > 1 else "")
-        rows.append({"case": case, "figures": compare(candidates, repeats)})
-    return rows
+def run(options: argparse.Namespace) -> None:
+    """Time what is asked for; what is measured is written before it is shown, and before the next is begun."""
+    import torch
+    import torchvision
 
+    from segdcn.benchmarks import networks, operators, runtimes, tables
+    from segdcn.runs.environment import environment
+    from segdcn.runs.files import write_json
 
-def _convolution_candidates(x: Tensor, offset: Tensor, weight: Tensor, groups: int) -> list[Candidate]:
-    wide_x, wide_weight = (t.detach().float().requires_grad_() for t in (x, weight))  # no bfloat16 on a CPU
-    return [
-        Candidate("conv2d", lambda: F.conv2d(x, weight, padding=1, groups=groups), (x, weight)),
-        Candidate(
-            "torchvision's own",
-            lambda: torchvision.ops.deform_conv2d(wide_x, offset, wide_weight, padding=1),
-            (wide_x, offset, wide_weight),
-        ),
-        Candidate(
-            "torchvision",
-            lambda: deform_conv2d(x, offset, weight, padding=1, backend="torchvision"),
-            (x, offset, weight),
-        ),
-        Candidate("gather", lambda: deform_conv2d(x, offset, weight, padding=1, backend="gather"), (x, offset, weight)),
-    ]
-
-
-def poolings(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The deformable RoI poolings against torchvision's plain ones, on a map of 50×75 pixels."""
-    rows = []
-    for count in REGIONS:
-        generator = torch.Generator().manual_seed(0)
-        size = torch.tensor([1200.0, 800.0])
-        corner = torch.rand(count, 2, generator=generator) * size * 0.6
-        far = corner + torch.rand(count, 2, generator=generator) * size * 0.4
-        rois = torch.cat((torch.zeros(count, 1), corner, far), dim=1).to(device)
-        x, scores = (
-            torch.randn(1, channels, 50, 75, generator=generator).to(device, dtype).requires_grad_()
-            for channels in (256, 21 * 49)
-        )
-        offset = torch.randn(count, 2, 7, 7, generator=generator).to(device).requires_grad_()
-        candidates = _pooling_candidates(x, scores, rois, offset)
-        rows.append({"case": f"{count} regions", "figures": compare(candidates, repeats)})
-    return rows
-
-
-def _pooling_candidates(x: Tensor, scores: Tensor, rois: Tensor, offset: Tensor) -> list[Candidate]:
-    wide_x, wide_scores = (t.detach().float().requires_grad_() for t in (x, scores))  # no bfloat16 in torchvision's
-    return [
-        Candidate("roi_align", lambda: torchvision.ops.roi_align(wide_x, rois, 7, 1 / 16, aligned=True), (wide_x,)),
-        Candidate("deform_roi_pool", lambda: deform_roi_pool(x, rois, offset, 7, 1 / 16), (x, offset)),
-        Candidate(
-            "ps_roi_align", lambda: torchvision.ops.ps_roi_align(wide_scores, rois, 7, 1 / 16, 4), (wide_scores,)
-        ),
-        Candidate(
-            "deform_ps_roi_pool",
-            lambda: deform_ps_roi_pool(scores, rois, offset, 7, 21, 7, 1 / 16),
-            (scores, offset),
-        ),
-    ]
-
-
-def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Forward, loss, backward and SGD step of DeepLabv3 on a ResNet-50, output stride 16, at 4×3×256×256."""
-    image = torch.randn(4, 3, 256, 256, device=device)
-    label = torch.randint(21, (4, 256, 256), device=device)
-    steps: dict[str, Callable[[], object]] = {}
-    for layers in DEFORMABLE_LAYERS:
-        for backend in ("gather", "torchvision") if layers else ("gather",):
-            torch.manual_seed(0)
-            network = build_deeplab("resnet50", "aspp", 21, deform=Deform(layers=layers)).to(device).train()
-            for layer in deformable_layers(network).values():
-                layer.backend = cast(Any, backend)
-                torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
-            optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # the weights stay, the cost is there
-
-            def step(network: Any = network, optimizer: torch.optim.SGD = optimizer) -> None:
-                with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-                    loss = F.cross_entropy(network(image), label)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                optimizer.zero_grad()
-
-            steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = step
-    medians = interleaved(steps, repeats, image.device)
-    return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA device on this machine")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    repeats, of_features = options.repeats, (options.device, getattr(torch, options.dtype))
+    benchmarks: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+        "conv": (lambda: operators.convolutions(repeats, *of_features), tables.show_convolutions),
+        "pool": (lambda: operators.poolings(repeats, *of_features), tables.show_poolings),
+        "step": (lambda: networks.training_steps(repeats, *of_features), tables.show_training_steps),
+        "runtimes": (lambda: runtimes.measure(repeats), tables.show_runtimes),
+        "data": (lambda: loading(repeats, options.overrides), tables.show_loading),
+    }
+    about = environment(seed=0)
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    print(
+        f"{versions}, {options.dtype}, {about['device']}, {about['threads']} threads, medians of {repeats}", flush=True
+    )
+    results: dict[str, Any] = {}
+    for name in options.which:
+        measure, show = benchmarks[name]
+        rows = measure()
+        results[name] = [_plain(row) for row in rows]
+        write_json(options.output, {"environment": about, "dtype": options.dtype, **results})
+        show(rows)
+    print(f"\nfigures in {options.output}")
 
 
 def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
@@ -146,13 +68,19 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
     from hydra import compose, initialize_config_dir
 
     from segdcn.benchmarks.loading import make_streets, measure
+    from segdcn.commands.build import settle
+    from segdcn.commands.compose import build_dataset
+    from segdcn.commands.recipes import with_recipe
     from segdcn.data.dataset import ImageMaskFiles
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):
         if not overrides:
-            overrides = ["dataset=cityscapes", f"dataset.root={make_streets(Path(folder))}"]
-        config = compose("train", overrides=list(overrides))
-        samples = build_dataset(config).split("train")
+            streets = make_streets(Path(folder))
+            overrides = ["dataset=cityscapes", f"dataset.root={streets}", "datamodule.crop_size=[768,768]"]
+        config = compose("train", overrides=with_recipe(list(overrides)))
+        dataset = build_dataset(config)
+        settle(config, dataset)
+        samples = dataset.split("train")
         if not isinstance(samples, ImageMaskFiles):
             raise UserError("data: only data sets of image and mask files can be timed, such as dataset=cityscapes")
         if config.datamodule.crop_size is None or config.datamodule.short_side is not None:
@@ -168,122 +96,6 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
             }
             for workers in WORKERS
         ]
-
-
-# --- what is shown ----------------------------------------------------------------------------------------------------
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(row) + " |")
-
-
-def _times(row: dict[str, Any]) -> list[str]:
-    return [f"{_number(f.forward_ms)} / {_number(f.training_ms)}" for f in row["figures"].values()]
-
-
-def _number(value: float) -> str:
-    return f"{value:.{2 if value < 10 else 1}f}"  # a GPU's times are parts of a millisecond
-
-
-def _geometric_mean(values: Sequence[float]) -> str:
-    return f"{math.exp(statistics.mean(map(math.log, values))):.2f}"
-
-
-def show_convolutions(rows: list[dict[str, Any]]) -> None:
-    """Two tables: time with its ratios, and peak memory."""
-    print("\nDeformable convolution 3×3, offsets of standard deviation 2; ms, forward / forward and backward")
-    names = list(rows[0]["figures"])
-    lines, ratios = [], []
-    for row in rows:
-        conv, torchvisions, _, gather = (row["figures"][name] for name in names)
-        ratio = [
-            slow / fast
-            for slow, fast in (
-                (torchvisions.forward_ms, gather.forward_ms),
-                (torchvisions.training_ms, gather.training_ms),
-                (gather.forward_ms, conv.forward_ms),
-                (gather.training_ms, conv.training_ms),
-            )
-        ]
-        if "depthwise" not in row["case"]:
-            ratios.append(ratio)
-        pairs = [f"{_number(one)} / {_number(other)}" for one, other in (ratio[:2], ratio[2:])]
-        lines.append([row["case"], *_times(row), *pairs])
-    means = [_geometric_mean(column) for column in zip(*ratios, strict=True)]
-    mean_line = ["geometric mean, not depthwise", *[""] * len(names), " / ".join(means[:2]), " / ".join(means[2:])]
-    _table(["N×C×H×W", *names, "torchvision's / gather", "gather / conv2d"], [*lines, mean_line])
-    show_memory(rows)
-
-
-def show_memory(rows: list[dict[str, Any]]) -> None:
-    """Peak memory of each case."""
-    print("\nPeak memory above what was held before; MB, forward / forward and backward")
-    cells = [
-        [row["case"], *(f"{f.forward_mb:.0f} / {f.training_mb:.0f}" for f in row["figures"].values())] for row in rows
-    ]
-    _table(["case", *rows[0]["figures"]], cells)
-
-
-def show_poolings(rows: list[dict[str, Any]]) -> None:
-    """Time of the poolings, and their peak memory."""
-    print(
-        "\nRoI pooling of 1×256×50×75 (1×1029×50×75 position-sensitive), 7×7 bins; ms, forward / forward and backward"
-    )
-    _table(["case", *rows[0]["figures"]], [[row["case"], *_times(row)] for row in rows])
-    show_memory(rows)
-
-
-def show_training_steps(rows: list[dict[str, Any]]) -> None:
-    """One line per network, beside the one without deformable layers."""
-    print("\nTraining step of DeepLabv3, ResNet-50, output stride 16, 4×3×256×256")
-    plain = rows[0]["step_ms"]
-    _table(
-        ["layers, backend", "ms", "of the plain network"],
-        [[row["case"], f"{row['step_ms']:.0f}", f"{row['step_ms'] / plain:.2f}"] for row in rows],
-    )
-
-
-def show_loading(rows: list[dict[str, Any]]) -> None:
-    """One line per number of workers."""
-    print("\nLoading of training images; images per second and worker")
-    columns = list(rows[0])[1:]
-    _table(
-        ["workers", *(name.replace("_", ", ") for name in columns)],
-        [
-            [row["case"], *(f"{row[name]:.2f}" if name == "speedup" else f"{row[name]:.1f}" for name in columns)]
-            for row in rows
-        ],
-    )
-
-
-def show_runtimes(rows: list[dict[str, Any]]) -> None:
-    """One line per image size and runtime."""
-    print(
-        "\nDeepLabv3, ResNet-50, output stride 16, 19 classes; ms, and peak MB above what the process held before it"
-        "\nhad a network (weights included); logits: the largest difference from eager PyTorch's, of their range"
-    )
-    layers = [key for key in rows[0] if key not in ("case", "runtime")]
-    head = [f"{'plain' if n == '0' else f'{n} deformable'}, {unit}" for n in layers for unit in ("ms", "MB", "logits")]
-    lines = []
-    for row in rows:
-        cells = [_runtime_cells(row[n]) for n in layers]
-        lines.append([row["case"], row["runtime"], *(text for cell in cells for text in cell)])
-    _table(["N×C×H×W", "runtime", *head], lines)
-
-
-def _runtime_cells(cell: dict[str, Any] | None) -> list[str]:
-    if cell is None or "missing" in cell:
-        return [cell["missing"] if cell else "", "", ""]
-    memory = "" if cell["mb"] is None else str(cell["mb"])
-    return [f"{cell['ms']:.0f}", memory, f"{cell['difference']:.0e}" if cell.get("difference") else ""]
-
-
-BENCHMARKS = {
-    "conv": (convolutions, show_convolutions),
-    "pool": (poolings, show_poolings),
-    "step": (training_steps, show_training_steps),
-}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -309,8 +121,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="file (default: benchmark.json)")
     options = parser.parse_args(arguments)
     options.overrides = [word for word in options.which if "=" in word]
-    options.which = [word for word in options.which if "=" not in word] or list(BENCHMARKS)
-    known = (*BENCHMARKS, "runtimes", "data")
+    options.which = [word for word in options.which if "=" not in word] or list(DEFAULT)
+    known = (*DEFAULT, "runtimes", "data")
     unknown = [name for name in options.which if name not in known]
     if unknown:
         parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(known)}")
@@ -323,36 +135,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, got {options.repeats}")
     return options
-
-
-@plain_script
-def main() -> None:
-    """Console script."""
-    options = parse_arguments()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA device on this machine")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-
-    about = environment(seed=0)
-    print(
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.dtype}, {about['device']}, ",
-        end="",
-    )
-    print(f"{about['threads']} threads, medians of {options.repeats}", flush=True)
-    results: dict[str, Any] = {}
-    for name in options.which:
-        if name == "data":
-            rows, show = loading(options.repeats, options.overrides), show_loading
-        elif name == "runtimes":
-            rows, show = runtimes.measure(options.repeats), show_runtimes
-        else:
-            run, show = BENCHMARKS[name]
-            rows = run(options.repeats, options.device, getattr(torch, options.dtype))
-        results[name] = [_plain(row) for row in rows]
-        write_json(options.output, {"environment": about, "dtype": options.dtype, **results})  # what is there is safe
-        show(rows)
-    print(f"\nfigures in {options.output}")
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

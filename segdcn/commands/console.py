@@ -18,7 +18,7 @@ from segdcn.commands.compose import CONFIG_PATH, check_hydra_keys
 from segdcn.commands.errors import one_line_errors
 from segdcn.commands.kinds import check_keys
 from segdcn.commands.output import readable_output, telling
-from segdcn.training.distributed import is_first
+from segdcn.runs.distributed import is_first
 
 
 def console_script(

@@ -12,16 +12,13 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from segdcn import UserError, is_passing
-from segdcn.drawing.decoration import one_line
+from segdcn import UserError, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
 FAILED = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 _NO_SHARED_MEMORY = ("shared memory", "bus error")
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 
 
 @contextmanager
@@ -60,7 +57,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
             f" --shm-size=8g, or set datamodule.num_workers=0 ({message})",
             FAILED,
         )
-    if isinstance(cause, MemoryError) or any(words in str(cause).lower() for words in _NO_MEMORY):
+    if is_out_of_memory(cause):
         return (
             "the memory does not suffice: take a smaller datamodule.batch_size or crop_size, or a smaller network"
             f" ({message})",

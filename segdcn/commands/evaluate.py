@@ -12,24 +12,45 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn import UserError
-from segdcn.commands.compose import build_evaluator, build_trainer, freely, plain, quiet_libraries
+from segdcn.commands.arguments import freely
+from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
+from segdcn.runs.distributed import is_first
 from segdcn.runs.files import file_hash, shown, write_json
 from segdcn.runs.folder import check_checkpoint, owned, reporting, run_folder_of
 from segdcn.runs.overrides import is_of_the_place
-from segdcn.training.distributed import is_first
+
+
+@console_script("evaluate", freely(lambda key: key.startswith("dataset.")))
+def main(config: DictConfig) -> float:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    if config.split not in ("val", "test"):
+        raise UserError(f"split must be val or test, got {config.split!r}")
+    for limit, whole in ((f"limit_{config.split}_batches", None), ("fast_dev_run", False), ("overfit_batches", 0)):
+        if config.trainer.get(limit) not in (None, whole):
+            raise UserError(f"trainer.{limit} would leave images of split {config.split} out: do without it")
+    check_checkpoint(Path(config.checkpoint))
+    config.output_dir = str(config.output_dir or evaluation_folder(config))
+    folder, first = Path(config.output_dir), is_first()
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(owned(folder))
+        stack.enter_context(reporting(folder, first))
+        return evaluate(config)
 
 
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
+    from segdcn.commands.build import build_evaluator, build_trainer, quiet_libraries
     from segdcn.commands.figures import print_figures
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
     from segdcn.training.figures import FiguresFile
     from segdcn.training.task import SegmentationTask
 
+    quiet_libraries()
     for group in ("trainer", "callbacks"):
         check_kinds(OmegaConf.to_container(config[group] or {}, resolve=True), group)
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
@@ -44,20 +65,20 @@ def evaluate(config: DictConfig) -> float:
         inference=instantiate(config.inference, _convert_="all"),
         submission=folder / "submission" if config.submission else None,
     )
-    facts = {
+    conditions = {
         "seed": checkpoint.seed,
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": file_hash(checkpoint.path),
         **other_data(config),
     }
-    trainer = build_trainer(config, FiguresFile(folder, facts))
+    trainer = build_trainer(config, FiguresFile(folder, conditions))
     run = trainer.validate if config.split == "val" else trainer.test
     run(task, datamodule=data, verbose=False)
     assert task.result is not None
     if trainer.is_global_zero:
         write_json(folder / "environment.json", environment(checkpoint.seed))
         with decoration("table", f"the figures are in {shown(folder)}/metrics.json"):
-            print_figures(task.result, config.split, dataset.class_names, facts)
+            print_figures(task.result, config.split, dataset.class_names, conditions)
         print(f"figures and pictures in {shown(folder)}")
     return float(task.result.figures[f"{config.split}/miou"])
 
@@ -83,25 +104,6 @@ def other_data(config: DictConfig) -> dict[str, Any]:
     """Settings by which the data are not those of the training, such as ``dataset.seed``; where they lie is none."""
     given = {f"dataset.{key}": value for key, value in plain(config.dataset).items() if value is not None}
     return {key: value for key, value in given.items() if not is_of_the_place(key)}
-
-
-@console_script("evaluate", freely(lambda key: key.startswith("dataset.")))
-def main(config: DictConfig) -> float:
-    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
-    quiet_libraries()
-    if config.split not in ("val", "test"):
-        raise UserError(f"split must be val or test, got {config.split!r}")
-    for limit, whole in ((f"limit_{config.split}_batches", None), ("fast_dev_run", False), ("overfit_batches", 0)):
-        if config.trainer.get(limit) not in (None, whole):
-            raise UserError(f"trainer.{limit} would leave images of split {config.split} out: do without it")
-    check_checkpoint(Path(config.checkpoint))
-    config.output_dir = str(config.output_dir or evaluation_folder(config))
-    folder, first = Path(config.output_dir), is_first()
-    with ExitStack() as stack:
-        if first:
-            stack.enter_context(owned(folder))
-        stack.enter_context(reporting(folder, first))
-        return evaluate(config)
 
 
 if __name__ == "__main__":

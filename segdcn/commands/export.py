@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from segdcn import UserError, is_passing
+from segdcn import UserError, is_passing, one_line
 from segdcn.commands.console import console_script
-from segdcn.drawing.decoration import one_line
 from segdcn.runs.files import file_hash, replacing, shown, write_json
 from segdcn.runs.folder import make_folder, run_folder_of, unmake_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from segdcn.data.dataset import Array
     from segdcn.inference.predictor import Predictor
-    from segdcn.interchange.files import Agreement
+    from segdcn.interchange.verification import Agreement
     from segdcn.runs.checkpoint import Checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-# the image is scaled to be verified on no more pixels, and on no shorter side
-MOST_PIXELS, SHORTEST_SIDE = 1024 * 2048, 64
+
+
+@console_script("export")
+def main(config: DictConfig) -> None:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    export(config)
 
 
 def export(config: DictConfig) -> Path:
@@ -40,29 +40,31 @@ def export(config: DictConfig) -> Path:
     target = _target(config, Path(config.checkpoint))  # before torch is imported: a wrong option is reported at once
     import torch
 
-    from segdcn.interchange import files as exchange
+    from segdcn.interchange.onnx import onnx_bytes, open_onnx, require_packages
+    from segdcn.interchange.program import open_program, program_bytes
+    from segdcn.interchange.verification import batches, compare, judge
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
 
     if config.format == "onnx":
-        exchange.require_packages("onnx", "onnxscript", "onnxruntime")
+        require_packages("onnx", "onnxscript", "onnxruntime")
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     predictor = checkpoint.predictor(torch.device("cpu"))
     image, image_name = _image(config.image, checkpoint)
     metadata = {**describe(predictor, checkpoint), "deform": config.deform}
     if config.format == "onnx":
-        content = exchange.onnx_bytes(predictor.network, metadata, config.deform, config.opset)
-        runtime, start = "onnxruntime", exchange.open_onnx
+        content = onnx_bytes(predictor.network, metadata, config.deform, config.opset)
+        runtime, start = "onnxruntime", open_onnx
     else:
-        content = exchange.program_bytes(predictor.network, metadata, config.deform)
-        runtime, start = "torch", exchange.open_program
+        content = program_bytes(predictor.network, metadata, config.deform)
+        runtime, start = "torch", open_program
     report = target.with_name(f"{target.name}.json")
     with _folder_of(target), replacing(target) as file:  # under its name it is seen when it was verified
         file.write(content)
         file.flush()
         written = Path(file.name)
-        cases = exchange.compare(predictor.network, start(written), _batches(predictor, image))
-        figures = _judge(cases, config.tolerance, runtime)
+        cases = compare(predictor.network, start(written), batches(image, predictor.transform.image))
+        figures = judge(cases, config.tolerance, runtime)
         about = {
             "file": target.name,
             "file_sha256": file_hash(written),
@@ -143,42 +145,6 @@ def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
     return sample.image, sample.name
 
 
-def _batches(predictor: Predictor, image: Array) -> Iterator[Tensor]:
-    """The image at its own size and at an odd one of another aspect, alone and with its mirror image."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    scale = min(1.0, math.sqrt(MOST_PIXELS / (height * width)))
-    scale = max(scale, SHORTEST_SIDE / min(height, width))
-    height, width = round(scale * height), round(scale * width)
-    for size in ((height, width), (height * 3 // 4 | 1, width * 5 // 4 | 1)):
-        pixels = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        one = predictor.transform.image(pixels)[None]
-        yield one
-        yield torch.cat((one, one.flip(3)))
-
-
-def _judge(cases: list[Agreement], tolerance: DictConfig, runtime: str) -> dict[str, float]:
-    """The two figures that decide.
-
-    Raises: ValueError where one is above its tolerance, or not a number.
-    """
-    worst = max((case.relative for case in cases), key=lambda share: math.inf if math.isnan(share) else share)
-    share = sum(case.differing for case in cases) / sum(case.pixels for case in cases)
-    for found, key, what in (
-        (worst, "logits", "logits differ from PyTorch's by {:.1e} of their range"),
-        (share, "labels", "labels differ from PyTorch's in {:.1e} of the pixels"),
-    ):
-        limit = float(tolerance[key])
-        if not found <= limit:  # also where it is not a number
-            raise UserError(
-                f"nothing was written: under {runtime} {what.format(found)}, more than tolerance.{key}={limit:.1e}"
-            )
-    return {"relative_logit_difference": worst, "differing_labels": share}
-
-
 def _show(cases: list[Agreement], runtime: str, image: str) -> None:
     print(f"{runtime} against PyTorch on {image}:")
     for case in cases:
@@ -197,12 +163,6 @@ def _folder_of(target: Path) -> Iterator[None]:
         yield
     finally:
         unmake_folder(target.parent)
-
-
-@console_script("export")
-def main(config: DictConfig) -> None:
-    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
-    export(config)
 
 
 if __name__ == "__main__":

@@ -9,25 +9,28 @@ from typing import Any
 from rich.table import Table
 
 from segdcn.drawing import console
+from segdcn.drawing.numbers import percent
 from segdcn.evaluation.evaluator import EvaluationResult
 
 # key → heading of a column of figures per class or category
 COLUMNS = {"iou": "IoU", "instance_iou": "iIoU"}
 
 
-def print_figures(result: EvaluationResult, split: str, class_names: Sequence[str], facts: Mapping[str, Any]) -> None:
+def print_figures(
+    result: EvaluationResult, split: str, class_names: Sequence[str], conditions: Mapping[str, Any]
+) -> None:
     """Print the table of IoU per class; of a split without labels (a benchmark's test split) a line that says so.
 
     result: figures under ``<split>/miou``, ``<split>/iou/<class>`` and so on.
-    facts: what they depend on: protocol, inference, and ``images_in_split`` where not all images were evaluated.
+    conditions: what they depend on: protocol, inference, and ``images_in_split`` where not all images were evaluated.
     """
     figures = result.figures
     if math.isnan(figures[f"{split}/miou"]):
         print(f"{split} split: {result.images} images without labels, so without figures")
         return
-    total = facts.get("images_in_split") or result.images
+    total = conditions.get("images_in_split") or result.images
     images = f"{result.images} images" if total == result.images else f"only {result.images} of {total} images"
-    print(f"{split} split, {images}, protocol {facts['protocol']}, {facts['inference']}")
+    print(f"{split} split, {images}, protocol {conditions['protocol']}, {conditions['inference']}")
     console.show(_table(figures, split, class_names))
 
 
@@ -35,24 +38,19 @@ def _table(figures: Mapping[str, float], split: str, class_names: Sequence[str])
     columns = [key for key in COLUMNS if f"{split}/{key}/{class_names[0]}" in figures]
     table = console.table(["class", *(COLUMNS[key] for key in columns)])
     for name in class_names:
-        console.row(table, [name, *(_percent(figures[f"{split}/{key}/{name}"]) for key in columns)])
+        console.row(table, [name, *(percent(figures[f"{split}/{key}/{name}"]) for key in columns)])
     prefix = f"{split}/category_iou/"
     categories = [key.removeprefix(prefix) for key in figures if key.startswith(prefix)]
     if categories:
         table.add_section()
         for name in categories:
-            console.row(table, [name, *(_percent(figures[f"{split}/category_{key}/{name}"]) for key in columns)])
-        means = [_percent(figures[f"{split}/category_{key.replace('iou', 'miou')}"]) for key in columns]
+            console.row(table, [name, *(percent(figures[f"{split}/category_{key}/{name}"]) for key in columns)])
+        means = [percent(figures[f"{split}/category_{key.replace('iou', 'miou')}"]) for key in columns]
         console.row(table, ["mean of categories", *means], "bold")
     table.add_section()
-    means = [_percent(figures[f"{split}/{key.replace('iou', 'miou')}"]) for key in columns]
-    low, high = (_percent(figures[f"{split}/miou_{end}"]) for end in ("low", "high"))
+    means = [percent(figures[f"{split}/{key.replace('iou', 'miou')}"]) for key in columns]
+    low, high = (percent(figures[f"{split}/miou_{end}"]) for end in ("low", "high"))
     console.row(table, ["mean IoU, 95 % interval", f"{means[0]} ({low} to {high})", *means[1:]], "bold")
-    console.row(table, ["boundary IoU", _percent(figures[f"{split}/boundary_miou"])])
-    console.row(table, ["pixel accuracy", _percent(figures[f"{split}/pixel_accuracy"])])
+    console.row(table, ["boundary IoU", percent(figures[f"{split}/boundary_miou"])])
+    console.row(table, ["pixel accuracy", percent(figures[f"{split}/pixel_accuracy"])])
     return table
-
-
-def _percent(fraction: float) -> str:
-    """In percent; a class that is absent from truth and prediction has no IoU."""
-    return "-" if math.isnan(fraction) else f"{100 * fraction:.2f}"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from segdcn import UserError
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.runs.overrides import is_path
+from segdcn.runs.targets import find
 
 _PACKAGES = ("segdcn.", "torch.", "pytorch_lightning.")
 _MAY_BE_NULL = ("callbacks", "logger")
@@ -46,8 +47,6 @@ def _wanted(target: str) -> dict[str, Any]:
     """The annotations of what a target takes; none where it cannot be found, which is told when it is built."""
     if not target.startswith(_PACKAGES):
         return {}
-    from segdcn.runs.targets import find
-
     try:
         found = find(target)
         return get_type_hints(found.__init__ if inspect.isclass(found) else found)

@@ -6,13 +6,12 @@ import csv
 import io
 import os
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -22,11 +21,10 @@ from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
-from segdcn.runs.files import replacing, shown, write_bytes, write_text
+from segdcn.runs.files import shown, write_bytes, write_png, write_text
 from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
-    from PIL import Image
     from rich.progress import Progress
 
     from segdcn.inference.predictor import Prediction, Predictor
@@ -60,6 +58,16 @@ class Results:
     areas: list[tuple[str, str, int, float]] = field(default_factory=list)
     images: int = 0
     dark: list[str] = field(default_factory=list)
+
+
+@console_script("predict")
+def main(config: DictConfig) -> None:
+    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    problems = predict(config)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        sys.exit(1)
 
 
 def predict(config: DictConfig) -> list[str]:
@@ -212,7 +220,7 @@ def _predict_image(
     results.images += 1
     if is_dark(result.image):
         results.dark.append(_file(path, config))
-    write_bytes(output / f"{name}_labels.png", _png(result.palette_image()))
+    write_png(output / f"{name}_labels.png", result.palette_image())
     results.areas += _areas(result, _file(path, config))  # before what is there to look at, which may fail
     if config.overlay:
         height, width = result.labels.shape
@@ -220,7 +228,7 @@ def _predict_image(
             check_fits(width, height, OVERLAY_BYTES)
         except UnreadableError as error:
             raise DataError(f"{path}: its overlay {error}; its labels are written") from None
-        write_bytes(output / f"{name}_overlay.png", _png(result.overlay()))
+        write_png(output / f"{name}_overlay.png", result.overlay())
     if config.probabilities:
         content = io.BytesIO()
         np.savez_compressed(content, probabilities=result.probabilities.astype(np.float16))
@@ -231,84 +239,29 @@ def _predict_video(
     predictor: Predictor, path: Path, name: str, config: DictConfig, results: Results, progress: Progress
 ) -> None:
     """Frame by frame: one is in memory at a time."""
-    import cv2
     import numpy as np
+
+    from segdcn.commands.videos import mp4, opened_video
 
     if config.probabilities:
         raise UserError("probabilities=true is for images, not for a video's frames")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a file is said once, at the end
     output = Path(config.output)
     task = progress.add_task(printable(path.name), total=None)
-    with _alias(path) as plain:
-        capture = cv2.VideoCapture(str(plain))
     try:
-        if not capture.isOpened():
-            raise UserError("cannot be read as a video")
-        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-        expected = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        progress.update(task, total=expected if expected > 0 else None)
-        with _video(output / f"{name}_overlay.mp4", rate) as write:
-            number = 0
-            while True:
-                there, frame = capture.read()
-                if not there:
-                    break
-                result = predictor(np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8))
+        with opened_video(path) as video, mp4(output / f"{name}_overlay.mp4", video.rate) as write:
+            progress.update(task, total=video.expected or None)
+            for number, frame in enumerate(video.frames()):
+                result = predictor(frame)
                 if config.areas:
                     results.areas += _areas(result, f"{_file(path, config)}#{number}")
                 if config.frames:
-                    write_bytes(output / f"{name}_labels" / f"{number:06d}.png", _png(result.palette_image()))
+                    write_png(output / f"{name}_labels" / f"{number:06d}.png", result.palette_image())
                 if config.overlay:
                     write(np.asarray(result.overlay(legend="all")))
-                number += 1
                 progress.advance(task)
-            if number == 0:
-                raise UserError("holds no frame that can be read")
     finally:
         progress.remove_task(task)
-        capture.release()
-    if number < expected - max(2, expected // 50):  # a container's count may be an estimate
-        raise UserError(f"only {number} of {expected} frames could be read; those were predicted")
-
-
-@contextmanager
-def _alias(path: Path, suffix: str | None = None) -> Iterator[Path]:
-    """The file under a name that OpenCV can open it by, which takes UTF-8 alone; with a suffix that is given."""
-    if suffix is None and str(path) == printable(str(path)):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"link{path.suffix if suffix is None else suffix}")
-        link.symlink_to(path.absolute())
-        yield link
-
-
-@contextmanager
-def _video(path: Path, rate: float) -> Iterator[Any]:
-    """A function that appends RGB frames to an MP4, which appears under its name when it is whole.
-
-    MP4 wants even sides: an odd one is given a white row or column.
-    """
-    import cv2
-
-    writer: cv2.VideoWriter | None = None
-    with ExitStack() as stack:
-
-        def write(frame: Any) -> None:
-            nonlocal writer
-            height, width = frame.shape[:2]
-            frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-            if writer is None:
-                file = stack.enter_context(replacing(path))
-                fourcc = cv2.VideoWriter.fourcc(*"mp4v")
-                with _alias(Path(file.name), ".mp4") as plain:  # which tells OpenCV the format
-                    writer = cv2.VideoWriter(str(plain), fourcc, rate, (frame.shape[1], frame.shape[0]))
-                stack.callback(writer.release)  # before the file gets its name
-                if not writer.isOpened():
-                    raise UserError(f"OpenCV cannot write {path}: its build lacks the mp4v codec")
-            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-        yield write
+    video.check_whole()
 
 
 def _file(path: Path, config: DictConfig) -> str:
@@ -320,22 +273,6 @@ def _areas(result: Prediction, file: str) -> list[tuple[str, str, int, float]]:
     counts = count_labels(result.labels)[: len(result.class_names)].tolist()
     pixels = result.labels.size
     return [(file, name, count, count / pixels) for name, count in zip(result.class_names, counts, strict=True)]
-
-
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    return content.getvalue()
-
-
-@console_script("predict")
-def main(config: DictConfig) -> None:
-    """Console script; Hydra has composed ``config`` from conf/ and the command line."""
-    problems = predict(config)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

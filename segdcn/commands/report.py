@@ -50,30 +50,35 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Write the page; returns where it is."""
-    from segdcn.report.comparison import report_runs, report_sweep
-    from segdcn.report.contents import FILE, report_run
+    """Read, make the page, write it; returns where it is."""
+    from segdcn.report.images import ImageOptions
+    from segdcn.report.page import FILE
+    from segdcn.report.pages import run_page, runs_page, sweep_page
+    from segdcn.report.runs import read_finished
+    from segdcn.sweep.collect import collect
 
-    folders = options.folders
+    folders, output = options.folders, options.output
 
     def open_dataset(checkpoint: Checkpoint) -> Any:
         # some data sets are generated, and have none
         return checkpoint.dataset({"root": options.data} if "root" in checkpoint.groups["dataset"] else {})
 
-    if options.output is not None and options.output.is_dir():
-        page = options.output / FILE
-        raise UserError(f"--output {shown(options.output)} is a folder: give a file, such as {shown(page)}")
-    target = folders[0] if options.output is None else options.output.parent
-    if options.output is not None or target.is_dir():  # before the page is made, which takes a while
+    if output is not None and output.is_dir():
+        raise UserError(f"--output {shown(output)} is a folder: give a file, such as {shown(output / FILE)}")
+    target = folders[0] if output is None else output.parent
+    if output is not None or target.is_dir():  # before the page is made, which takes a while
         make_folder(target, "--output FILE")
     sweeps = [folder for folder in folders if (folder / "sweep.json").is_file()]
     if sweeps and len(folders) > 1:
         raise UserError(f"{sweeps[0]} is a sweep: give it alone, or runs only")
+    image_options = ImageOptions(open_dataset, options.trust)
     if sweeps:
-        return report_sweep(folders[0], open_dataset, options.output, trust=options.trust)
-    if len(folders) == 1:
-        return report_run(folders[0], open_dataset, options.output, trust=options.trust)
-    return report_runs(folders, open_dataset, options.output or Path(FILE), trust=options.trust)
+        page = sweep_page(collect(folders[0]), image_options)
+    elif len(folders) == 1:
+        page = run_page(read_finished(folders[0]), image_options)
+    else:
+        page = runs_page([read_finished(folder) for folder in folders], image_options)
+    return page.write(output or (folders[0] / FILE if len(folders) == 1 else Path(FILE)))
 
 
 @plain_script

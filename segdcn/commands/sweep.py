@@ -11,14 +11,15 @@ from pathlib import Path
 from segdcn.commands.console import plain_script
 
 
-def collect(options: argparse.Namespace) -> int:
+def show_results(options: argparse.Namespace) -> int:
     """Print the table and write the files; exit status 1 where a planned run has no figure."""
-    from segdcn.sweep.results import report
+    from segdcn.sweep.collect import collect
+    from segdcn.sweep.publish import publish
 
-    return 0 if report(options.folder, options.metric, options.baseline) else 1
+    return 0 if publish(collect(options.folder, options.metric, options.baseline)) else 1
 
 
-def status(options: argparse.Namespace) -> int:
+def show_status(options: argparse.Namespace) -> int:
     """Print how far each job is, once or until all have ended."""
     from segdcn.sweep.status import show, watch
 
@@ -53,7 +54,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="OVERRIDE",
         help="the setting that the others are compared with, by some of its overrides (default: the sweep's own)",
     )
-    command.set_defaults(run=collect)
+    command.set_defaults(run=show_results)
 
     command = commands.add_parser(
         "status",
@@ -63,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     command.add_argument("folder", type=Path, metavar="DIR", help="the sweep's folder, such as sweeps/NAME")
     command.add_argument("--watch", action="store_true", help="show it anew every 2 seconds, until Ctrl-C")
-    command.set_defaults(run=status)
+    command.set_defaults(run=show_status)
 
     return parser.parse_args(arguments)
 

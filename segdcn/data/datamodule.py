@@ -9,7 +9,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from segdcn import UserError
+from segdcn.data.crops import fitting_crop
 from segdcn.data.dataset import IGNORE_INDEX, DataError, ImageMaskFiles, Sample, SegmentationDataset
 from segdcn.data.transforms import (
     IMAGENET_MEAN,
@@ -196,8 +197,9 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         batch_size: training images per device.
-        crop_size, scale, flip, photometric, mean, std, short_side, long_side: see `TrainTransform`; whole images
-            (crop_size None) have many sizes, so that each must be a batch of its own.
+        crop_size: see `TrainTransform`; "auto" is one that fits the images, see `fitting_crop`; whole images (None)
+            have many sizes, so that each must be a batch of its own.
+        scale, flip, photometric, mean, std, short_side, long_side: see `TrainTransform`.
         eval_batch_size: images per device in validation and test, which see whole images; more than 1 needs
             images of one size.
         num_workers: loading processes per device and split; the batches are the same for any number.
@@ -211,11 +213,11 @@ class SegmentationDataModule(pl.LightningDataModule):
     def __init__(
         self,
         dataset: SegmentationDataset,
-        batch_size: int,
-        crop_size: Sequence[int] | None,
+        batch_size: int = 8,
+        crop_size: Sequence[int] | Literal["auto"] | None = "auto",
         scale: Sequence[float] = (0.5, 2.0),
         flip: float = 0.5,
-        photometric: float = 0.0,
+        photometric: float = 0.3,
         eval_batch_size: int = 1,
         num_workers: int = 2,
         seed: int = 0,
@@ -239,6 +241,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        if isinstance(crop_size, str):
+            if crop_size != "auto":
+                raise UserError(f"crop_size must be [height, width], auto or null, got {crop_size!r}")
+            crop_size = fitting_crop(dataset.split("train"), short_side, long_side)
         self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0

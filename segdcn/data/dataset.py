@@ -179,7 +179,7 @@ def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None =
         listed = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
         raise DataError(
             f"{path} holds label {listed}: with {num_classes} classes a mask may hold"
-            f" {_ranges(np.flatnonzero(allowed).tolist())}{' (ignored)' if table[IGNORE_INDEX] == IGNORE_INDEX else ''}"
+            f" {ranges(np.flatnonzero(allowed).tolist())}{' (ignored)' if table[IGNORE_INDEX] == IGNORE_INDEX else ''}"
         )
     return label
 
@@ -264,6 +264,12 @@ def listed(folder: Path) -> list[tuple[Path, bool]]:
     return found
 
 
+def spread_over(total: int, count: int | None, without: Sequence[int] = ()) -> list[int]:
+    """``count`` of ``total`` places (None: all) at equal distances, less those of them that are in ``without``."""
+    wanted = total if count is None else min(count, total)
+    return [place for place in (number * total // wanted for number in range(wanted)) if place not in without]
+
+
 DARK = 63  # of 255: the most that 14 or fewer of 16 bits give
 
 
@@ -317,7 +323,7 @@ def few(names: Iterable[str]) -> str:
     return f"{len(names)} file(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """[0, 1, 2, 255] as "0..2 and 255"."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]

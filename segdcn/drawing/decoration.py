@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from segdcn import one_line as one_line
+from segdcn import one_line
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdcn import UserError
+from segdcn import UserError, is_out_of_memory
 from segdcn.data import decoding
 from segdcn.data.dataset import file_errors
 from segdcn.data.transforms import EvalTransform
@@ -250,8 +250,7 @@ def _one_line_when_memory_ends(pixels: Array) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        words = ("out of memory", "can't allocate memory", "not enough memory")
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"{pixels.shape[1]}×{pixels.shape[0]} pixels need more memory than there is: give a smaller window, such"

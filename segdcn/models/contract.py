@@ -29,7 +29,8 @@ def giving_logits(network: Any) -> nn.Module:
     """
     if not isinstance(network, nn.Module):
         raise UserError(
-            f"the network must be a torch.nn.Module, got {_kind(network)}: model must name one, or a function that makes one"
+            f"the network must be a torch.nn.Module, got {_kind(network)}: model must name one, or a function that"
+            " makes one"
         )
     if not isinstance(network, DeepLab):
         network.register_forward_hook(_only_out)

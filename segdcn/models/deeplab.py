@@ -58,50 +58,48 @@ class Deform:
     layers: how many of the backbone's last 3x3 convolutions.
     modulated: with a mask per kernel point (Zhu et al. 2019).
     offset_groups: groups of input channels that have offsets of their own.
-    lr_mult: factor on the learning rate of the offset branches; only the optimiser's parameter groups read
-    it, the network does not.
     """
 
-    layers: int = 0
+    layers: int = 3
     modulated: bool = False
     offset_groups: int = 1
-    lr_mult: float = 0.1
 
 
 @with_settings
 def build_deeplab(
-    backbone: str,
-    head: str,
     num_classes: int,
+    backbone: str = "resnet50",
+    head: str = "v3plus",
     output_stride: int = 16,
-    weights: str | None = None,
-    deform: Deform | None = None,
+    weights: str | None = "imagenet",
+    deform: Deform = Deform(),
+    *,
     head_channels: int | None = None,
+    image_pooling: bool = True,
     auxiliary: bool = False,
-    torchvision_dilation: bool = False,
     fixed_dilation: int | None = None,
     frozen_batch_norm: bool = False,
     frozen_stages: int = 0,
-    image_pooling: bool = True,
+    torchvision_dilation: bool = False,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
     backbone, output_stride, torchvision_dilation: see ``build_backbone``.
+    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
     weights: of the backbone, see there; of a file of a whole segmentation network, such as a checkpoint of another
     training or torchvision's deeplabv3_resnet50, all that fits is taken, see ``load_weights``.
-    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
+    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
+    image_pooling: whether ``aspp`` and ``v3plus`` see the mean of the whole map too, for which a training needs batches
+    of two images or more.
+    auxiliary: whether the stage before the last has a head of its own, for training.
     fixed_dilation: dilation of the backbone's last three 3x3 convolutions, see ``set_fixed_dilation``; None leaves
     what the output stride asks for.
-    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
     frozen_batch_norm: the backbone's batch norms are constants, see ``freeze_batch_norm``; for pretrained weights.
     frozen_stages: how many of the backbone's first stages do not learn; 1 is the stem and the first stage, see
     ``freeze_stages``.
-    image_pooling: whether ``aspp`` and ``v3plus`` see the mean of the whole map too, for which a training needs batches
-    of two images or more.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
-    deform = deform or Deform()
     if head not in HEADS:
         raise UserError(f"head must be paper, aspp or v3plus, got {head!r}")
     if num_classes < 2:
@@ -152,8 +150,8 @@ def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Te
     | classifier.4.*   | head.classifier.* |                                       |
     | aux_classifier.* | auxiliary.*       | only where the file has one           |
 
-    The network that it fits, with equal logits: ``build_deeplab("resnet50", "aspp", num_classes=21,
-    output_stride=8, auxiliary=True, torchvision_dilation=True)``. Make layers deformable after loading.
+    The network that it fits, with equal logits: ``build_deeplab(21, "resnet50", "aspp", output_stride=8, weights=None,
+    deform=Deform(0), auxiliary=True, torchvision_dilation=True)``. Make layers deformable after loading.
 
     Raises: ValueError for a name that is not of such a network.
     """

@@ -1,61 +1,50 @@
-"""The pages that compare: several runs with the first of them, the settings of a sweep with its baseline."""
+"""Tables that compare: several runs with the first of them, the settings of a sweep with its baseline."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segdcn import UserError
-from segdcn.report import curves, tables
-from segdcn.report.contents import FILE, MOVE_THE_LINE, THOROUGH, look, made, open_subjects, write_page
-from segdcn.report.images import OpenDataset
-from segdcn.report.records import RunRecord, read_run
-from segdcn.runs.files import shown, typed
-from segdcn.sweep.estimate import Estimate
-from segdcn.sweep.plan import is_loss, shown_figure
-from segdcn.sweep.results import Results, Row, collect
+from segdcn.drawing.numbers import NONE, duration, is_loss, large, metric_value, percent, signed, unit
+from segdcn.evaluation import bootstrap_difference, get_protocol
+from segdcn.report.runs import PageRun, readable
+from segdcn.report.tables import GREY, Colour
+from segdcn.sweep.results import Estimate, Results, Row, Run
 
-MAX_NETWORKS = 4  # in a viewer
-GREY = (128, 128, 128)
+Iou = Mapping[str, float | None]
+"""Of each class."""
 
 
-def report_runs(
-    folders: Sequence[Path], open_dataset: OpenDataset, output: Path, budget: float = THOROUGH, trust: bool = False
-) -> Path:
-    """Write the page that compares runs with the first of them.
-
-    Raises: as ``report_run``; ValueError for runs whose classes differ.
-    """
-    read = [read_run(folder) for folder in folders]
-    names = tables.unique_names(read)
-    records = [replace(record, name=name) for record, name in zip(read, names, strict=True)]
-    _check_comparable(records)
-    contents: dict[str, Any] = {
-        "title": " · ".join(dict.fromkeys(record.name for record in read)),
-        "subtitle": f"{len(records)} runs",
-        "kind": "a comparison of runs",
-        "notes": [f"{record.name}: {note}" for record in records for note in record.notes],
-    }
-    parts = {"comparison": lambda: _runs_table(records)}
-    parts |= _shared_parts(records, range(len(records)), names)
-    class_names = next((record.class_names for record in records if record.iou), [])
-    if class_names:
-        parts["class_comparison"] = lambda: _class_comparison(
-            class_names, records[0].name, records[0].iou, [(r.name, r.iou, None) for r in records[1:]]
-        )
-    contents |= made(parts, contents["notes"])
-    return _with_images(contents, records[:MAX_NETWORKS], open_dataset, output, budget, trust)
-
-
-def _runs_table(records: Sequence[RunRecord]) -> dict[str, Any]:
+def runs_table(runs: Sequence[PageRun]) -> dict[str, Any]:
+    """One row per run, the first as the baseline."""
     head = "run|mean IoU, %|difference|95 % interval|pixel accuracy, %|boundary mIoU, %|parameters|FLOPs|training|seed"
+    first, rows = runs[0], []
+    for run in runs:
+        record = run.record
+        miou, base = record.figure("miou"), first.record.figure("miou")
+        difference, interval = "baseline", ""
+        if run is not first:
+            difference = NONE if miou is None or base is None else signed(miou - base)
+            interval = paired_interval(run, first) or "not the same images, or not counted"
+        rows.append(
+            [
+                run.name,
+                percent(miou),
+                difference,
+                interval,
+                percent(record.figure("pixel_accuracy")),
+                percent(record.figure("boundary_miou")),
+                large(record.number("parameters")),
+                large(record.number("flops")),
+                duration(record.number("training_seconds")),
+                str(record.seed),
+            ]
+        )
     return {
         "lead": "Differences are in percentage points of the mean IoU, to the first run.",
         "head": head.split("|"),
-        "rows": [list(row) for row in tables.compared_runs(records)],
+        "rows": rows,
         "notes": [
             "The interval is a paired bootstrap over the images: each resample draws the same images for both runs."
             " It tells how the difference varies with the images, not with the training’s seed."
@@ -63,148 +52,85 @@ def _runs_table(records: Sequence[RunRecord]) -> dict[str, Any]:
     }
 
 
-def report_sweep(
-    folder: Path,
-    open_dataset: OpenDataset,
-    output: Path | None = None,
-    budget: float = THOROUGH,
-    trust: bool = False,
-) -> Path:
-    """Write the page of a sweep, by default into its folder: its settings compared by seed, baseline against best.
+def paired_interval(run: PageRun, first: PageRun) -> str | None:
+    """The 95 % interval of the difference in mean IoU, by a bootstrap that draws the same images for both.
 
-    Raises: as ``report_run``, and as ``segdcn.sweep.results.collect``; ValueError for a sweep without a finished run.
+    None where they did not count the same images in the same way.
     """
-    results = collect(folder)
-    finished = [(row, run) for row in results.rows for run in row.runs if run.state == "finished"]
-    if not finished:
-        raise UserError(
-            f"{shown(folder)} has no finished run yet: segdcn-sweep status {typed(folder)} tells how far it is"
-        )
-    records, colours = [], []
-    for number, row in enumerate(results.rows):
-        for run in row.runs:
-            if run.state == "finished":
-                seed = "" if run.job.seed is None else f", seed {run.job.seed}"
-                records.append(replace(read_run(folder / run.job.folder), name=f"{tables.readable(row.label)}{seed}"))
-                colours.append(number)
-    _check_comparable(records)
-    contents: dict[str, Any] = {
-        "title": results.name,
-        "kind": "a sweep",
-        "subtitle": results.command,
-        "notes": [
-            *(f"{record.name}: {note}" for record in records for note in record.notes),
-            *results.warnings,
-        ],
-    }
-    parts = {
-        "comparison": lambda: _sweep_table(results),
-        "class_comparison": lambda: _sweep_classes(results, records[0]),
-        **_shared_parts(records, colours, [tables.readable(row.label) for row in results.rows]),
-    }
-    contents |= made(parts, contents["notes"])
-    pair = _baseline_and_best(results)
-    by_folder = {record.folder: record for record in records}
-    looked_at = [by_folder[folder / run.job.folder] for run in pair] if pair else records[:1]
-    return _with_images(contents, looked_at, open_dataset, output or folder / FILE, budget, trust)
+    one, other = run.counts, first.counts
+    if one is None or other is None or list(one.names) != list(other.names) or one.images.shape != other.images.shape:
+        return None
+    alike = all(run.record.metrics.get(key) == first.record.metrics.get(key) for key in ("split", "protocol"))
+    if not alike or not bool((one.images[:, 1] == other.images[:, 1]).all()):
+        return None
+    protocol = get_protocol(str(run.record.metrics.get("protocol", "native")), len(one.class_names))
+    low, high = bootstrap_difference(one.images, other.images, absent_is_zero=protocol.absent_is_zero)
+    return f"{signed(low)} to {signed(high)}"
 
 
-def _check_comparable(records: Sequence[RunRecord]) -> None:
-    """Of runs that have figures; one that was not validated has none."""
-    first, *others = [record for record in records if record.iou] or [records[0]]
-    for record in others:
-        if set(record.iou) != set(first.iou):
-            raise UserError(
-                f"{shown(first.folder)} and {shown(record.folder)} cannot be compared: their classes differ"
-                f" ({len(first.iou)} and {len(record.iou)}); give runs on one data set"
-            )
+def runs_classes(runs: Sequence[PageRun], colours: Mapping[str, Colour]) -> dict[str, Any] | None:
+    """IoU of each class in each run, and its difference to the first."""
+    names = next((list(run.record.iou) for run in runs if run.record.iou), None)
+    if names is None:
+        return None
+    first, *others = runs
+    base = first.record.iou
+    columns = []
+    for run in others:
+        iou = run.record.iou
+        columns.append((run.name, iou, {name: _difference(iou.get(name), base.get(name)) for name in names}))
+    lead = f"IoU in percent, and the difference to {first.name} in percentage points."
+    return _class_table(lead, names, (first.name, base), columns, colours)
 
 
-def _shared_parts(
-    records: Sequence[RunRecord], colours: Sequence[int], labels: Sequence[str]
-) -> dict[str, Callable[[], Any]]:
-    return {
-        "charts": lambda: curves.overlaid(records, colours, labels),
-        "epoch_tables": lambda: curves.miou_table(records),
-        "provenance": lambda: [(record.name, tables.provenance(record)) for record in records],
-    }
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
 
 
-def _with_images(
-    contents: dict[str, Any],
-    records: Sequence[RunRecord],
-    open_dataset: OpenDataset,
-    output: Path,
-    budget: float,
-    trust: bool,
-) -> Path:
-    subjects, why_not = open_subjects(records, open_dataset, trust)
-    contents["notes"] += why_not
-    if subjects:
-        contents |= look(subjects, budget, contents["notes"])
-        first = subjects[0].predictor
-        colours = dict(zip(first.class_names, first.palette, strict=True))
-        for row in contents.get("class_comparison", {}).get("rows", ()):
-            row["colour"] = tuple(colours.get(row["name"], GREY))
-    if contents.get("gallery"):
-        counted = all(record.counts is not None for record in records)
-        names = " and ".join(record.name for record in records[:2])
-        contents["gallery"] |= {
-            "heading": "Where they disagree most" if counted and len(records) > 1 else "Images",
-            "lead": (
-                f"The images whose own mean IoU differs most between {names}. " if counted and len(records) > 1 else ""
-            )
-            + MOVE_THE_LINE,
-        }
-    return write_page(contents, output)
-
-
-def _class_comparison(
+def _class_table(
+    lead: str,
     names: Sequence[str],
-    base_name: str,
-    base: Mapping[str, float | None],
-    others: Sequence[tuple[str, Mapping[str, float | None], Mapping[str, float | None] | None]],
+    base: tuple[str, Iou],
+    others: Sequence[tuple[str, Iou, Iou]],
+    colours: Mapping[str, Colour],
 ) -> dict[str, Any]:
-    """others: name, IoU by class, and the difference by class where it is not that of the two figures."""
-    rows, largest = [], 1e-9
-    for name in names:
-        cells = []
-        for _, iou, differences in others:
-            figure, first = iou.get(name), base.get(name)
-            difference = figure - first if figure is not None and first is not None else None
-            if differences is not None:
-                difference = differences.get(name)
-            largest = max(largest, abs(difference or 0))
-            cells.append((figure, difference))
-        rows.append({"name": name, "colour": GREY, "base": base.get(name), "others": cells})
-    return {
-        "lead": f"IoU in percent, and the difference to {base_name} in percentage points.",
-        "head": [f"{base_name}, %", *(name for name, _, _ in others)],
-        "rows": rows,
-        "largest": largest,
-    }
+    """base: its name and IoU; others: name, IoU, and difference to the base."""
+    differences = [abs(value) for _, _, column in others for value in column.values() if value is not None]
+    rows = [
+        {
+            "name": name,
+            "colour": colours.get(name, GREY),
+            "base": base[1].get(name),
+            "others": [(iou.get(name), difference.get(name)) for _, iou, difference in others],
+        }
+        for name in names
+    ]
+    head = [f"{base[0]}, %", *(name for name, _, _ in others)]
+    return {"lead": lead, "head": head, "rows": rows, "largest": max(differences, default=0) or 1}
 
 
-def _sweep_table(results: Results) -> dict[str, Any]:
-    rows = []
-    for row in results.rows:
-        estimate, difference = row.estimate, row.difference
-        rows.append(
-            [
-                tables.readable(row.label),
-                f"{len(row.figures)} of {len(row.runs)}",
-                _with_half(estimate, results.metric, ""),
-                "baseline" if row.is_baseline else _with_half(difference, results.metric, "+"),
-                "" if difference is None or difference.p is None else f"{difference.p:.3f}",
-                tables.large(row.median("parameters")),
-                tables.large(row.median("flops")),
-                tables.duration(row.median("training_seconds")),
-            ]
-        )
-    unit = "" if is_loss(results.metric) else ", %"
-    head = f"setting|runs|{results.metric}{unit}|more than the baseline, by seed|p|parameters|FLOPs|training"
+# --- of a sweep -------------------------------------------------------------------------------------------------------
+
+
+def sweep_table(results: Results) -> dict[str, Any]:
+    """One row per setting."""
+    metric = results.metric
+    head = f"setting|runs|{metric}{unit(metric)}|more than the baseline, by seed|p|parameters|FLOPs|training"
+    rows = [
+        [
+            readable(row.label),
+            f"{len(row.figures)} of {len(row.runs)}",
+            _with_half(row.estimate, metric, ""),
+            "baseline" if row.is_baseline else _with_half(row.difference, metric, "+"),
+            "" if row.difference is None or row.difference.p is None else f"{row.difference.p:.3f}",
+            large(row.cost("parameters")),
+            large(row.cost("flops")),
+            duration(row.cost("training_seconds")),
+        ]
+        for row in results.rows
+    ]
     return {
-        "lead": f"{results.metric} over seeds; the difference to the baseline pairs runs of one seed.",
+        "lead": f"{metric} over seeds; the difference to the baseline pairs runs of one seed.",
         "head": head.split("|"),
         "rows": rows,
         "notes": results.notes,
@@ -213,52 +139,56 @@ def _sweep_table(results: Results) -> dict[str, Any]:
 
 def _with_half(estimate: Estimate | None, metric: str, plus: str) -> str:
     if estimate is None:
-        return tables.NONE
-    mean = shown_figure(estimate.mean, metric).replace("-", "−")
-    half = "" if estimate.half is None else f" ± {shown_figure(estimate.half, metric)}"
+        return NONE
+    mean = metric_value(estimate.mean, metric).replace("-", "−")
+    half = "" if estimate.half is None else f" ± {metric_value(estimate.half, metric)}"
     return f"{plus if estimate.mean > 0 else ''}{mean}{half}"
 
 
-def _iou_by_class(row: Row, prefix: str) -> dict[str, dict[str | None, float]]:
+def sweep_classes(results: Results, names: Sequence[str], colours: Mapping[str, Colour]) -> dict[str, Any]:
+    """Mean IoU of each class over seeds, and its mean difference to the baseline's."""
+    base = _iou_by_class(results.baseline)
+    columns = []
+    for row in results.rows:
+        if not row.is_baseline:
+            iou = _iou_by_class(row)
+            differences = {
+                name: _mean([value - base[name][seed] for seed, value in seeds.items() if seed in base.get(name, {})])
+                for name, seeds in iou.items()
+            }
+            columns.append((readable(row.label), _means(iou), differences))
+    lead = (
+        "Mean IoU over seeds in percent, and the mean difference to the baseline in percentage points, paired by seed."
+    )
+    return _class_table(lead, names, (readable(results.baseline.label), _means(base)), columns, colours)
+
+
+def _iou_by_class(row: Row) -> dict[str, dict[str | None, float]]:
     """class → seed → IoU."""
     found: dict[str, dict[str | None, float]] = {}
     for run in row.runs:
-        for key, value in (run.facts or {}).items():
-            if key.startswith(prefix) and isinstance(value, int | float):
-                found.setdefault(key[len(prefix) :], {})[run.job.seed] = value
+        for name, value in run.record.iou.items():
+            if value is not None:
+                found.setdefault(name, {})[run.job.seed] = value
     return found
 
 
-def _sweep_classes(results: Results, record: RunRecord) -> dict[str, Any]:
-    prefix = f"{record.split}/iou/"
-    base = _iou_by_class(results.baseline, prefix)
-    means = {name: statistics.fmean(values.values()) for name, values in base.items()}
-    others = []
-    for row in results.rows:
-        if row.is_baseline:
-            continue
-        found = _iou_by_class(row, prefix)
-        differences: dict[str, float | None] = {}
-        for name, values in found.items():
-            pairs = [value - base[name][seed] for seed, value in values.items() if seed in base.get(name, {})]
-            differences[name] = statistics.fmean(pairs) if pairs else None
-        iou = {name: statistics.fmean(values.values()) for name, values in found.items()}
-        others.append((tables.readable(row.label), iou, differences))
-    found_table = _class_comparison(record.class_names, tables.readable(results.baseline.label), means, others)
-    found_table["lead"] = (
-        "Mean IoU over seeds in percent, and the mean difference to the baseline in percentage points, paired by seed."
-    )
-    return found_table
+def _means(by_class: Mapping[str, Mapping[str | None, float]]) -> Iou:
+    return {name: statistics.fmean(seeds.values()) for name, seeds in by_class.items()}
 
 
-def _baseline_and_best(results: Results) -> list[Any]:
-    """A run of the baseline and one of the best other setting, of one seed; empty where there is no such pair."""
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def baseline_and_best(results: Results) -> tuple[Run, Run] | None:
+    """A run of the baseline and one of the best other setting, of one seed; None where there is no such pair."""
     sign = -1 if is_loss(results.metric) else 1
-    others = [row for row in results.rows if not row.is_baseline and row.estimate is not None]
-    others.sort(key=lambda row: sign * row.estimate.mean if row.estimate else 0.0, reverse=True)
+    others = [(row.estimate.mean, row) for row in results.rows if not row.is_baseline and row.estimate is not None]
+    others.sort(key=lambda one: sign * one[0], reverse=True)
     base = {run.job.seed: run for run in results.baseline.runs if run.figure is not None}
-    for row in others:
+    for _, row in others:
         for run in row.runs:
             if run.figure is not None and run.job.seed in base:
-                return [base[run.job.seed], run]
-    return []
+                return base[run.job.seed], run
+    return None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from segdcn.drawing.numbers import NONE, fixed
 from segdcn.report.charts import Chart, Series, line_chart
-from segdcn.report.records import RunRecord
-from segdcn.report.tables import NONE
+from segdcn.report.runs import PageRun
 
 
 def run_charts(epochs: Mapping[str, Sequence[float]], split: str) -> list[Chart]:
@@ -66,8 +65,9 @@ def epoch_table(epochs: Mapping[str, Sequence[float]], split: str) -> list[dict[
     return [{"title": "Figures of each epoch", "head": ["epoch", *head], "rows": rows}]
 
 
-def overlaid(records: Sequence[RunRecord], colours: Sequence[int], labels: Sequence[str]) -> list[Chart]:
+def overlaid(runs: Sequence[PageRun], colours: Sequence[int], labels: Sequence[str]) -> list[Chart]:
     """The curves of several runs; runs of one colour, an index of ``labels``, share its label."""
+    records = [run.record for run in runs]
 
     def lines(key: str, factor: float = 1.0) -> list[Series]:
         return [
@@ -90,12 +90,12 @@ def overlaid(records: Sequence[RunRecord], colours: Sequence[int], labels: Seque
     ]
 
 
-def miou_table(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
+def miou_table(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
     """The mean IoU of each epoch, a column per run."""
-    epochs = max(len(_epoch_numbers(record.epochs)) for record in records)
-    columns = [record.epochs.get(f"{record.split}/miou", ()) for record in records]
+    epochs = max(len(_epoch_numbers(run.record.epochs)) for run in runs)
+    columns = [run.record.epochs.get(f"{run.record.split}/miou", ()) for run in runs]
     rows = [[str(index + 1), *(_cell(column, index, 100, 2) for column in columns)] for index in range(epochs)]
-    head = ["epoch", *(record.name for record in records)]
+    head = ["epoch", *(run.name for run in runs)]
     return [{"title": "Mean IoU of each epoch, %", "head": head, "rows": rows}] if rows else []
 
 
@@ -121,5 +121,4 @@ def _epoch_numbers(epochs: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def _cell(values: Sequence[float], index: int, factor: float, digits: int) -> str:
-    known = index < len(values) and math.isfinite(values[index])
-    return f"{factor * values[index]:.{digits}f}" if known else NONE
+    return fixed(factor * values[index], digits) if index < len(values) else NONE

@@ -1,19 +1,20 @@
-"""The figures of runs as a page shows them: text and numbers, no markup. Legend: K classes."""
+"""The figures of one run as a page shows them: text and numbers, no markup. Legend: K classes."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from segdcn.evaluation import bootstrap_difference, bootstrap_iou, get_protocol
+from segdcn.drawing.numbers import NONE, duration, large, percent
+from segdcn.evaluation import bootstrap_iou
 from segdcn.evaluation.counts import Counts
 from segdcn.report.charts import Chart
-from segdcn.report.records import RunRecord
+from segdcn.report.runs import PageRun
 from segdcn.runs.files import shown
+from segdcn.runs.record import RunRecord
 
 # Dai et al. 2017, Table 2: R-FCN with three deformable layers of dilation 2, ResNet-101, VOC 2007 test
 PAPER_DILATIONS = (
@@ -22,7 +23,8 @@ PAPER_DILATIONS = (
     ("res5a", ("2.2 ± 1.2", "2.9 ± 1.3", "4.2 ± 1.6", "3.1 ± 1.1")),
 )
 SIZES = ("small", "medium", "large", "background")
-NONE = "–"
+Colour = tuple[int, int, int]
+GREY = (128, 128, 128)
 
 
 class Tile(NamedTuple):
@@ -37,41 +39,11 @@ class ClassRow(NamedTuple):
     """A class's IoU in percent with the ends of its interval; None where it does not exist."""
 
     name: str
-    colour: tuple[int, int, int]
+    colour: Colour
     iou: float | None
     low: float | None
     high: float | None
     share: float | None
-
-
-def percent(fraction: float | None, digits: int = 2) -> str:
-    """In percent, without the sign; a dash for a figure that does not exist."""
-    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}"
-
-
-def signed(fraction: float | None, digits: int = 2) -> str:
-    """A difference in percentage points, with its sign."""
-    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.{digits}f}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds is None:
-        return NONE
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def large(number: float | None) -> str:
-    """A count with three digits that matter: 544 k, 2.53 M, 180 M, 7.31 G."""
-    if number is None:
-        return NONE
-    for limit, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= limit:
-            value = number / limit
-            return f"{value:.{max(0, 2 - int(math.log10(value)))}f}{letter}"
-    return f"{number:.0f}"
 
 
 def network_of(record: RunRecord) -> str:
@@ -95,21 +67,20 @@ def network_of(record: RunRecord) -> str:
 
 def tiles(record: RunRecord) -> list[Tile]:
     """The summary of one run."""
-    metrics, found = record.metrics, []
+    found = []
     low, high = record.figure("miou_low"), record.figure("miou_high")
     interval = f"95 % interval {percent(low, 1)} to {percent(high, 1)}" if low is not None else ""
     found.append(Tile("Mean IoU, %", percent(record.figure("miou")), interval))
-    published = record.config.get("paper_miou")
-    if isinstance(published, int | float):
-        found.append(Tile("Published, %", f"{published:.2f}", "for this setting"))
+    if record.published is not None:
+        found.append(Tile("Published, %", percent(record.published), "for this setting"))
     found.append(Tile("Boundary mean IoU, %", percent(record.figure("boundary_miou")), "bands along the outlines"))
     found.append(Tile("Pixel accuracy, %", percent(record.figure("pixel_accuracy")), _images(record)))
     steps = [int(value) for value in record.epochs.get("step", ()) if math.isfinite(value)]
     trained = f"{len(steps)} epoch{'' if len(steps) == 1 else 's'}, {steps[-1]} steps" if steps else ""
-    found.append(Tile("Training", duration(metrics.get("training_seconds")), trained))
-    size = str(metrics.get("flops_input") or "").strip("[]").replace(",", "×")
-    cost = f"{large(metrics.get('flops'))} FLOPs" + (f" at {size}" if size else "")
-    found.append(Tile("Parameters", large(metrics.get("parameters")), cost))
+    found.append(Tile("Training", duration(record.number("training_seconds")), trained))
+    size = str(record.metrics.get("flops_input") or "").strip("[]").replace(",", "×")
+    cost = f"{large(record.number('flops'))} FLOPs" + (f" at {size}" if size else "")
+    found.append(Tile("Parameters", large(record.number("parameters")), cost))
     return found
 
 
@@ -124,7 +95,7 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in (packages or {}).items())
     device = about.get("device")
     count = about.get("devices") or 0
-    seconds = metrics.get("seconds_per_image")
+    seconds = record.number("seconds_per_image")
     rows = [
         ("Protocol", _joined(metrics.get("protocol"), metrics.get("protocol_rule"))),
         ("Inference", _joined(metrics.get("inference"), f"{1e3 * seconds:.3g} ms per image" if seconds else None)),
@@ -159,30 +130,28 @@ def _joined(*parts: Any) -> str:
     return ", ".join(str(part) for part in parts if part not in (None, ""))
 
 
-def classes(record: RunRecord, palette: Sequence[Sequence[int]]) -> list[ClassRow]:
+def classes(run: PageRun, colours: Mapping[str, Colour]) -> dict[str, Any] | None:
     """A row per class, the highest IoU first, classes without one last; intervals and shares only from counts."""
-    names, iou = record.class_names, record.iou
-    intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(names)
-    shares: list[float | None] = [None] * len(names)
-    if record.counts is not None and len(record.counts.names):
-        found = bootstrap_iou(record.counts.images)
+    iou = run.record.iou
+    if not iou:
+        return None
+    intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(iou)
+    shares: list[float | None] = [None] * len(iou)
+    if run.counts is not None and len(run.counts.names):
+        found = bootstrap_iou(run.counts.images)
         intervals = [(_finite(low), _finite(high)) for low, high in found.tolist()]
-        truth = record.counts.confusion.sum(dim=1).double()
+        truth = run.counts.confusion.sum(dim=1).double()
         shares = [_finite(value) for value in (truth / truth.sum()).tolist()]
     rows = [
-        ClassRow(name, _colour(palette, index), iou.get(name), *intervals[index], shares[index])
-        for index, name in enumerate(names)
+        ClassRow(name, colours.get(name, GREY), iou[name], *intervals[index], shares[index])
+        for index, name in enumerate(iou)
     ]
-    return sorted(rows, key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
+    rows.sort(key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
+    return {"rows": rows, "intervals": run.counts is not None}
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _colour(palette: Sequence[Sequence[int]], index: int) -> tuple[int, int, int]:
-    red, green, blue = (int(value) for value in palette[index]) if index < len(palette) else (128, 128, 128)
-    return red, green, blue
 
 
 class Confusion(NamedTuple):
@@ -226,124 +195,14 @@ def dilations(study: Mapping[str, Any], run: str, measured: str, chart: Chart | 
     """
     rows = []
     for layer in reversed(study["layers"]):
-        cells = [_spread(layer["effective_dilation"].get(size)) for size in SIZES]
+        cells = [_spread(layer["effective_dilation"][size]) for size in SIZES]
         name, dilation = str(layer["name"]).removeprefix("backbone."), layer["dilation"]
-        rows.append((name, "×".join(map(str, dict.fromkeys(dilation))), cells, percent(layer.get("outside"))))
+        rows.append((name, "×".join(map(str, dict.fromkeys(dilation))), cells, percent(layer["outside"])))
     thresholds = study["objects"]["thresholds"]
     small, big = (round(float(value)) for value in thresholds) if thresholds else (0, 0)
     text = f"Small objects have boxes below {small}² image pixels, large ones above {big}²." if big else "No objects."
     return Dilations(run, f"{measured}. {text}", rows, chart)
 
 
-def _spread(cell: Mapping[str, Any] | None) -> str:
-    if not cell or cell.get("mean") is None:
-        return NONE
-    return f"{cell['mean']:.2f} ± {cell['std']:.2f}"
-
-
-class ComparedRun(NamedTuple):
-    """A row of the comparison of runs; difference and interval are of the mean IoU, to the first run."""
-
-    name: str
-    miou: str
-    difference: str
-    interval: str
-    pixel_accuracy: str
-    boundary: str
-    parameters: str
-    flops: str
-    training: str
-    seed: str
-
-
-def compared_runs(records: Sequence[RunRecord]) -> list[ComparedRun]:
-    """One row per run, the first as the baseline."""
-    first, rows = records[0], []
-    for record in records:
-        miou, base = record.figure("miou"), first.figure("miou")
-        difference = interval = ""
-        if record is not first:
-            difference = signed(miou - base) if miou is not None and base is not None else NONE
-            interval = paired_interval(record, first) or "not the same images, or not counted"
-        metrics = record.metrics
-        rows.append(
-            ComparedRun(
-                record.name,
-                percent(miou),
-                difference or "baseline",
-                interval,
-                percent(record.figure("pixel_accuracy")),
-                percent(record.figure("boundary_miou")),
-                large(metrics.get("parameters")),
-                large(metrics.get("flops")),
-                duration(metrics.get("training_seconds")),
-                str(record.seed),
-            )
-        )
-    return rows
-
-
-def same_images(one: RunRecord, other: RunRecord) -> bool:
-    """Whether both counted the same images in the same way."""
-    if one.counts is None or other.counts is None:
-        return False
-    alike = all(one.metrics.get(key) == other.metrics.get(key) for key in ("split", "protocol"))
-    truths = one.counts.images.shape == other.counts.images.shape and bool(
-        (one.counts.images[:, 1] == other.counts.images[:, 1]).all()
-    )
-    return alike and truths and list(one.counts.names) == list(other.counts.names)
-
-
-def paired_interval(record: RunRecord, first: RunRecord) -> str | None:
-    """The 95 % interval of the difference in mean IoU, by a bootstrap that draws the same images for both."""
-    if record.counts is None or first.counts is None or not same_images(record, first):
-        return None
-    protocol = get_protocol(str(record.metrics.get("protocol", "native")), len(record.class_names))
-    absent_is_zero = protocol.absent_is_zero
-    low, high = bootstrap_difference(record.counts.images, first.counts.images, absent_is_zero=absent_is_zero)
-    return f"{signed(low)} to {signed(high)}"
-
-
-# not what makes a run another one, and places on a machine
-_TOLD_ELSEWHERE = ("output_dir", "resume", "launcher", "sweep", "callbacks", "logger", "hydra", "name", "report")
-MOST_TOLD = 3
-
-
-def unique_names(records: Sequence[RunRecord]) -> list[str]:
-    """Names that tell the runs of a page apart: by the config's values that differ, where these are few."""
-    configs = [_flat(record.config) for record in records]
-    keys = [
-        key
-        for key in dict.fromkeys(key for config in configs for key in config)
-        if len({repr(config.get(key)) for config in configs}) > 1
-    ]
-    if 0 < len(keys) <= MOST_TOLD:
-        found = [
-            ", ".join([record.name, *(f"{readable(key)}={config.get(key)}" for key in keys)])
-            for record, config in zip(records, configs, strict=True)
-        ]
-    else:
-        names = [record.name for record in records]
-        found = [
-            record.name if names.count(record.name) == 1 else f"{record.name} {record.folder.resolve().name}"
-            for record in records
-        ]
-    return [name if found.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(found, start=1)]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key → value, without what tells nothing about the training and what repeats another key."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in _TOLD_ELSEWHERE:
-            continue
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif not (isinstance(value, str) and value.startswith("${")):
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def readable(override: str) -> str:
-    """``model.deform.layers=3`` without what goes without saying."""
-    return re.sub(r"^\+?(?:model|experiment|dataset)\.", "", override)
+def _spread(cell: Mapping[str, Any]) -> str:
+    return NONE if cell["mean"] is None else f"{cell['mean']:.2f} ± {cell['std']:.2f}"

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGES = (
     "segdcn",
     "torch",
@@ -33,8 +35,6 @@ _CODE = ("segdcn", "conf", "hydra_plugins")
 
 def environment(seed: int) -> dict[str, Any]:
     """Plain values for environment.json."""
-    import torch  # here: a command that only reads run folders starts without it
-
     versions = {}
     for package in PACKAGES:
         try:

@@ -15,6 +15,7 @@ from segdcn import MissingFileError, UserError, is_passing
 from segdcn.evaluation.counts import Counts
 from segdcn.evaluation.evaluator import EvaluationResult
 from segdcn.runs.files import write_bytes, write_json
+from segdcn.runs.record import RunRecord
 
 COUNTS_FILE = "counts.npz"  # beside metrics.json
 
@@ -65,3 +66,23 @@ def read_counts(path: Path) -> Counts:
     if images.shape != (n, 3, k) or confusion.shape != (k, k):
         raise UserError(f"{path} does not fit together: {n} images, {k} classes, counts {tuple(images.shape)}")
     return Counts(names, class_names, images, confusion)
+
+
+def find_counts(run: RunRecord) -> Counts:
+    """The run's own counts, or those of a later evaluation of the same checkpoint, protocol and inference.
+
+    Raises: UserError, one line, where there are none, or none that can be read.
+    """
+    reason = UserError("the pixel counts of single images were not kept")
+    if (run.folder / COUNTS_FILE).is_file():
+        try:
+            return read_counts(run.folder / COUNTS_FILE)
+        except UserError as error:
+            reason = error
+    later = run.evaluation(run.split)
+    if later is None or any(later.metrics.get(key) != run.metrics.get(key) for key in ("protocol", "inference")):
+        raise reason
+    try:
+        return read_counts(later.folder / COUNTS_FILE)
+    except MissingFileError:
+        raise reason from None

@@ -13,9 +13,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from segdcn import UserError, is_passing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 if sys.platform == "win32":
     import msvcrt
@@ -128,6 +131,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     Raises: ValueError for an infinite one, which is no figure that is missing.
     """
     write_text(path, json.dumps(_without_nan(values), indent=2, allow_nan=False) + "\n")
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a picture atomically: a server refuses a folder with half a file, long after the process was killed."""
+    with replacing(path) as file:
+        picture.save(file, format="PNG")
 
 
 def _without_nan(value: Any) -> Any:

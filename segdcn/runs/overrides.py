@@ -7,6 +7,17 @@ import re
 _PATHS = ("checkpoint", "dir", "file", "folder", "image", "input", "output", "path", "resume", "root", "weights")
 _PATH_ENDINGS = ("_dir", "_file", "_folder", "_path", "_root")
 _LOADING = ("datamodule.num_workers", "datamodule.eval_batch_size")
+# What was learned so far depends on all the rest; changes of it would be refused or silently lost in the middle of
+# a run (the optimizer, for one, restores its learning rate).
+_CHANGED_ON_RESUME = ("trainer.", "callbacks.", "logger.")
+MAY_CHANGE_ON_RESUME = ", ".join(
+    (
+        *(f"{group}*" for group in _CHANGED_ON_RESUME),
+        "report",
+        *_LOADING,
+        "and paths of the data set, such as dataset.root",
+    )
+)
 
 
 def split_override(override: str) -> tuple[str, str, str]:
@@ -23,6 +34,11 @@ def is_path(key: str) -> bool:
 def is_of_the_place(key: str) -> bool:
     """Whether a key only says where a run finds its data and how it loads them: on another machine it is another."""
     return (key.startswith("dataset.") and is_path(key)) or key in _LOADING
+
+
+def may_change_on_resume(key: str) -> bool:
+    """Whether a resumed run takes another value of a key: ``MAY_CHANGE_ON_RESUME``."""
+    return key.startswith(_CHANGED_ON_RESUME) or key == "report" or is_of_the_place(key)
 
 
 def quoted(value: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from segdcn.runs.files import replacing
+from segdcn.runs.files import write_png
 
 
 class VocSubmission:
@@ -30,7 +30,7 @@ class VocSubmission:
         """Write one image's classes, uint8 (H, W)."""
         picture = Image.fromarray(prediction.numpy())
         picture.putpalette(self.palette)
-        _save(picture, self.folder / f"{name}.png")
+        write_png(self.folder / f"{name}.png", picture)
 
 
 class CityscapesSubmission:
@@ -48,10 +48,4 @@ class CityscapesSubmission:
 
     def __call__(self, name: str, prediction: Tensor) -> None:
         """Write one image's classes, uint8 (H, W)."""
-        _save(Image.fromarray(self.label_ids[prediction.numpy()]), self.folder / f"{name}_labelIds.png")
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Whole or not at all: a server refuses a folder with half a file, long after the process was killed."""
-    with replacing(path) as file:
-        picture.save(file, format="PNG")
+        write_png(self.folder / f"{name}_labelIds.png", Image.fromarray(self.label_ids[prediction.numpy()]))

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from scipy import stats
 
+from segdcn.sweep.results import Estimate
+
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean of ``count`` values and the ends of its 95 % interval; ``p`` of the test that the mean is zero.
-
-    Of one value, and of values that are all equal, there is neither interval nor p value: they tell nothing about
-    how much another seed would differ.
-    """
-
-    count: int
-    mean: float
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-
-    @property
-    def half(self) -> float | None:
-        """Half the width of the interval, which is symmetric."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate | None:

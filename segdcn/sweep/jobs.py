@@ -2,7 +2,7 @@
 
 sweeps/NAME/sweep.json      what the sweep is (plan.py)
 sweeps/NAME/<job>/          a run folder of segdcn-train; beside that command's own files it holds
-    job.json                the attempts at the job, written by whoever runs it
+    job.json                the attempts at the job, written by whoever runs it; by the run itself that it was pruned
     output.log              what they printed, one after the other
     run.lock                locked while a process runs the job
 """
@@ -23,12 +23,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from segdcn.drawing.numbers import is_loss
 from segdcn.runs.files import write_json
 from segdcn.runs.folder import INHERITED_LOCK, LOCK
 from segdcn.runs.overrides import is_of_the_place, quoted, split_override
-from segdcn.sweep.plan import Job, is_loss
+from segdcn.sweep.plan import Job
 
-State = Literal["waiting", "running", "stopped", "finished", "failed"]
+State = Literal["waiting", "running", "stopped", "finished", "failed", "pruned"]
 # What another distributed program around this one would tell a training.
 _FOREIGN = re.compile(
     "(LOCAL_|NODE_|GROUP_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|PL_GLOBAL_SEED|TORCHELASTIC_.*"
@@ -106,6 +107,11 @@ def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").is_file()
 
 
+def is_over(folder: Path) -> bool:
+    """Whether there is nothing left to run: the run ended, or was pruned (training/pruning.py)."""
+    return is_finished(folder) or read_record(folder).state == "pruned"
+
+
 def clear(folder: Path) -> None:
     """Delete what a run left that ended before its first checkpoint; the records of its job stay."""
     if not (folder / "checkpoints" / "last.ckpt").is_file():
@@ -159,6 +165,8 @@ def ended(record: Record, folder: Path, status: int, stopped: bool = False) -> R
     record = replace(record, seconds=seconds, started=None)
     if is_finished(folder):
         return replace(record, state="finished")
+    if record.state == "pruned":
+        return record
     if stopped:
         return replace(record, state="stopped")
     line = _last_line(folder / "output.log")

@@ -18,7 +18,7 @@ from segdcn.sweep.jobs import (
     begun,
     clear,
     ended,
-    is_finished,
+    is_over,
     read_record,
     train_command,
     train_environment,
@@ -78,13 +78,17 @@ class LocalLauncher:
         """Raises ValueError where this machine has not what the jobs ask for."""
         self._plan(jobs)
 
+    def at_once(self, jobs: Sequence[Job]) -> int:
+        """How many such jobs run side by side."""
+        return len(self._plan(jobs))
+
     def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
-        """Run to their end those of the ``jobs`` that are not finished.
+        """Run to their end those of the ``jobs`` that are not over.
 
         Raises: SweepStopped after SIGINT, SIGTERM or SIGHUP, when all processes have ended.
         """
         free = deque(self._plan(jobs))
-        waiting = deque(job for job in jobs if not is_finished(sweep.path(job)))
+        waiting = deque(job for job in jobs if not is_over(sweep.path(job)))
         attempts = {job.folder: 0 for job in waiting}
         running: list[_Running] = []
         with Signals() as signals, Display(sweep, jobs) as display:

@@ -208,13 +208,3 @@ def job_folder(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=str).encode()).hexdigest()[:8]
     readable = "_".join(re.sub(r"[^A-Za-z0-9_.]+", "-", override).strip("-") for override in overrides)[:120]
     return f"{readable or 'job'}_{digest}"
-
-
-def is_loss(metric: str) -> bool:
-    """The one figure that is no fraction, and better when it is less."""
-    return metric.endswith("loss")
-
-
-def shown_figure(value: float, metric: str) -> str:
-    """A figure as a reader sees it: in percent, a loss as it is."""
-    return f"{value:.4f}" if is_loss(metric) else f"{100 * value:.2f}"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from segdcn.drawing.fonts import drawable, text_style, wrapped
-from segdcn.sweep.plan import is_loss
-
-if TYPE_CHECKING:
-    from segdcn.sweep.results import Results
+from segdcn.drawing.numbers import is_loss
+from segdcn.sweep.results import Results
 
 DOTS_PER_INCH = 150
 OURS, SEED, PAPER, QUIET = "#1f4e79", "#7fa8d1", "#c8501e", "#6e6e6e"
@@ -57,9 +55,9 @@ def plot(results: Results) -> bytes:
             (marks["one seed"],) = axes.plot(
                 figures, [y + below] * len(figures), "o", color=SEED, markersize=5, markeredgewidth=0, zorder=2
             )
-        if row.paper is not None:
+        if row.published is not None:
             (marks["paper"],) = axes.plot(
-                factor * row.paper, y, "D", markerfacecolor="none", markeredgecolor=PAPER, markersize=9, zorder=4
+                factor * row.published, y, "D", markerfacecolor="none", markeredgecolor=PAPER, markersize=9, zorder=4
             )
         count = f"{len(figures)} of {len(row.runs)}"
         colour = QUIET if len(figures) == len(row.runs) else PAPER

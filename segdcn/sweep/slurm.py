@@ -17,7 +17,7 @@ from typing import Any, Literal
 from segdcn import MissingPackageError, UserError
 from segdcn.runs.files import read_object, write_json
 from segdcn.runs.folder import LOCK, locked
-from segdcn.sweep.jobs import begun, clear, ended, is_finished, read_record, train_command, train_environment
+from segdcn.sweep.jobs import begun, clear, ended, is_over, read_record, train_command, train_environment
 from segdcn.sweep.local import Signals, SweepStopped
 from segdcn.sweep.plan import Job, Sweep
 from segdcn.sweep.status import Display
@@ -70,12 +70,16 @@ class SlurmLauncher:
             if not (job.devices == "auto" or (isinstance(job.devices, int) and job.devices > 0)):
                 raise UserError(f"trainer.devices must be a number (per node and job), got {job.devices!r}")
 
+    def at_once(self, jobs: Sequence[Job]) -> int:
+        """Raises UserError: how many jobs run side by side is the cluster's matter."""
+        raise UserError("hydra.sweeper.n_jobs must be given with launcher=slurm: how many trials run at once")
+
     def run(self, sweep: Sweep, jobs: Sequence[Job]) -> None:
-        """Run to their end those of the ``jobs`` that are not finished.
+        """Run to their end those of the ``jobs`` that are not over.
 
         Raises: SweepStopped after SIGINT, SIGTERM or SIGHUP; the jobs go on.
         """
-        left = [job for job in jobs if not is_finished(sweep.path(job))]
+        left = [job for job in jobs if not is_over(sweep.path(job))]
         retries = dict.fromkeys((job.folder for job in left), self.retries)
         missed = dict.fromkeys((job.folder for job in left), 0)
         queue = _Queue(self.cluster, sweep.folder)
@@ -89,7 +93,7 @@ class SlurmLauncher:
                 for job in list(left):
                     folder = sweep.path(job)
                     missed[job.folder] = 0 if queue.holds(job.folder) else missed[job.folder] + 1
-                    if is_finished(folder):
+                    if is_over(folder):
                         left.remove(job)
                     elif missed[job.folder] >= POLLS_UNTIL_LOST:
                         missed[job.folder] = 0
@@ -196,7 +200,7 @@ class JobTask:
 
     def __call__(self) -> None:
         folder, rank = Path(self.folder), int(os.environ.get("SLURM_PROCID", 0))
-        if is_finished(folder):
+        if is_over(folder):
             return
         lock: int | None = None
         with contextlib.ExitStack() as stack:

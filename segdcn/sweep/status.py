@@ -15,11 +15,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from segdcn.drawing.numbers import clock, metric_value
 from segdcn.runs.folder import locked
 from segdcn.sweep.jobs import Progress, is_finished, read_progress
-from segdcn.sweep.plan import Job, Sweep, read_sweep, shown_figure
+from segdcn.sweep.plan import Job, Sweep, read_sweep
 
-STYLES = {"waiting": "dim", "running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
+STYLES = {
+    "waiting": "dim",
+    "running": "cyan",
+    "stopped": "yellow",
+    "pruned": "blue",
+    "finished": "green",
+    "failed": "red",
+}
 REFRESH_SECONDS = 2.0
 
 
@@ -81,9 +89,9 @@ def status_table(sweep: Sweep, jobs: Sequence[Job], progress: dict[str, Progress
             Text(labels[job.folder]),
             Text(state, STYLES[record.state]),
             _length(job, now_at),
-            "" if math.isnan(now_at.best) else shown_figure(now_at.best, sweep.metric),
-            duration(seconds) if seconds else "",
-            "" if left is None else duration(left),
+            "" if math.isnan(now_at.best) else metric_value(now_at.best, sweep.metric),
+            clock(seconds) if seconds else "",
+            "" if left is None else clock(left),
         )
     return table
 
@@ -96,16 +104,11 @@ def _length(job: Job, progress: Progress) -> str:
 
 def count(progress: dict[str, Progress]) -> str:
     """Such as ``3 of 15 finished, 2 running, 1 failed``."""
-    states = Counter(one.record.state for one in progress.values())
-    rest = [f"{states[state]} {state}" for state in ("running", "stopped", "failed", "waiting") if states[state]]
+    states: Counter[str] = Counter(one.record.state for one in progress.values())
+    rest = [
+        f"{states[state]} {state}" for state in ("running", "stopped", "pruned", "failed", "waiting") if states[state]
+    ]
     return ", ".join([f"{states['finished']} of {len(progress)} finished", *rest])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Display:
@@ -141,7 +144,7 @@ class Display:
         if self.live is not None:
             shown = self.jobs
             if len(shown) > self.console.height - 6:  # what would not fit: the jobs of which there is no news
-                quiet = ("waiting", "finished")
+                quiet = ("waiting", "pruned", "finished")
                 shown = [job for job in shown if self._progress[job.folder].record.state not in quiet]
             table = status_table(self.sweep, shown, self._progress, time.time())
             self.live.update(table, refresh=True)
@@ -173,5 +176,5 @@ class Display:
             return f"started{after}" + (f", attempt {record.attempts}" if record.attempts > 1 else "")
         if record.state == "finished":
             metric = self.sweep.metric
-            return f"finished, {metric} {shown_figure(now_at.best, metric)}, {duration(record.seconds)}"
+            return f"finished, {metric} {metric_value(now_at.best, metric)}, {clock(record.seconds)}"
         return f"{record.state}: {record.error}" if record.error else record.state

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from segdcn.drawing.numbers import duration, metric_value, three_digits, unit
+from segdcn.runs.record import STATES
 from segdcn.sweep.estimate import CONFIDENCE
-from segdcn.sweep.plan import is_loss, shown_figure
-from segdcn.sweep.runs import STATES
-
-if TYPE_CHECKING:
-    from segdcn.sweep.estimate import Estimate
-    from segdcn.sweep.results import Results, Row
-    from segdcn.sweep.runs import Run
+from segdcn.sweep.results import COSTS, Estimate, Results, Row, Run
 
 
 class _Column(NamedTuple):
@@ -35,7 +30,7 @@ def columns(results: Results) -> list[_Column]:
     shown = [
         _Column("setting", [row.label for row in rows]),
         _Column("runs", [_runs(row) for row in rows]),
-        _Column(f"{metric}{'' if is_loss(metric) else ', %'}", [_estimate(row.estimate, metric) for row in rows]),
+        _Column(f"{metric}{unit(metric)}", [_estimate(row.estimate, metric) for row in rows]),
     ]
     if len(seeds) > 1:
         for seed in seeds:
@@ -44,11 +39,11 @@ def columns(results: Results) -> list[_Column]:
     optional = [
         _Column("more than baseline", [_difference(row, metric) for row in rows]) if len(rows) > 1 else None,
         _Column("p", [_p(row.difference) for row in rows]),
-        _Column("parameters, M", [_cost(row.median("parameters"), 1e-6) for row in rows]),
-        _Column("GFLOPs", [_cost(row.median("flops"), 1e-9) for row in rows]),
-        _Column("training", [_duration(row.median("training_seconds")) for row in rows]),
-        _Column("inference, ms per image", [_cost(row.median("seconds_per_image"), 1e3) for row in rows]),
-        _Column("paper, %", ["" if row.paper is None else shown_figure(row.paper, metric) for row in rows]),
+        _Column("parameters, M", [_cost(row.cost("parameters"), 1e-6) for row in rows]),
+        _Column("GFLOPs", [_cost(row.cost("flops"), 1e-9) for row in rows]),
+        _Column("training", [duration(row.cost("training_seconds"), none="") for row in rows]),
+        _Column("inference, ms per image", [_cost(row.cost("seconds_per_image"), 1e3) for row in rows]),
+        _Column("paper, %", ["" if row.published is None else metric_value(row.published, metric) for row in rows]),
     ]
     return shown + [column for column in optional if column is not None and any(column.cells)]
 
@@ -64,15 +59,15 @@ def _of_seed(row: Row, seed: str | None, metric: str) -> str:
     if run is None:  # not planned
         return ""
     if run.figure is not None:
-        return shown_figure(run.figure, metric)
+        return metric_value(run.figure, metric)
     return "no figure" if run.state == "finished" else run.state
 
 
 def _estimate(estimate: Estimate | None, metric: str) -> str:
     if estimate is None:
         return "-"
-    mean = shown_figure(estimate.mean, metric)
-    return mean if estimate.half is None else f"{mean} ± {shown_figure(estimate.half, metric)}"
+    mean = metric_value(estimate.mean, metric)
+    return mean if estimate.half is None else f"{mean} ± {metric_value(estimate.half, metric)}"
 
 
 def _difference(row: Row, metric: str) -> str:
@@ -91,20 +86,7 @@ def _p(difference: Estimate | None) -> str:
 
 
 def _cost(value: float | None, factor: float) -> str:
-    """Three digits that count, without a power of ten: 0.0800, 4.26, 306, 1234."""
-    if value is None:
-        return ""
-    value *= factor
-    digits = 0 if value <= 0 else max(0, 2 - math.floor(math.log10(value)))
-    return f"{value:.{digits}f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return "" if value is None else three_digits(factor * value)
 
 
 # --- to read ----------------------------------------------------------------------------------------------------------
@@ -198,17 +180,14 @@ def as_csv(results: Results) -> str:
         line |= {key: estimate.get(key) for key in ("mean", "low", "high")}
         line |= {"figure" if seed is None else f"seed {seed}": row.figures.get(seed) for seed in seeds}
         line |= {f"difference_{key}": difference.get(key) for key in ("count", "mean", "low", "high", "p")}
-        line |= {key: cells[key] for key in COSTS}
-        line |= {"paper": row.paper, "overrides": " ".join(row.overrides)}
+        line |= _costs(row)
+        line |= {"paper": row.published, "overrides": " ".join(row.overrides)}
         lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-COSTS = ("parameters", "flops", "flops_input", "training_seconds", "seconds_per_image")
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -234,9 +213,14 @@ def _plain_row(row: Row) -> dict[str, Any]:
         "states": row.states,
         "estimate": None if row.estimate is None else _plain_estimate(row.estimate),
         "difference": None if row.difference is None else {**_plain_estimate(row.difference), "p": row.difference.p},
-        **{key: row.flops_input if key == "flops_input" else row.median(key) for key in COSTS},
-        "paper": row.paper,
+        **_costs(row),
+        "paper": row.published,
     }
+
+
+def _costs(of: Row | Run) -> dict[str, Any]:
+    keys = (*COSTS[:2], "flops_input", *COSTS[2:])
+    return {key: of.flops_input if key == "flops_input" else of.cost(key) for key in keys}
 
 
 def _plain_estimate(estimate: Estimate) -> dict[str, Any]:
@@ -251,8 +235,8 @@ def _plain_run(run: Run) -> dict[str, Any]:
         "state": run.state,
         "error": run.error,
         "figure": run.figure,
-        **{key: getattr(run, key) for key in COSTS},
-        "paper": run.paper,
-        "git": (run.environment or {}).get("git"),
-        "device": (run.environment or {}).get("device"),
+        **_costs(run),
+        "paper": run.published,
+        "git": run.record.environment.get("git"),
+        "device": run.record.environment.get("device"),
     }

@@ -18,6 +18,12 @@ from segdcn.runs.files import shown, write_text
 from segdcn.training.folders import output_path
 
 
+def learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    """Of each parameter group, as ``lr/<name>``."""
+    groups = trainer.optimizers[0].param_groups
+    return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
+
+
 class EpochFigures(pl.Callback):
     """Knows which figures are of the epoch that ends: Lightning keeps those of earlier validations."""
 
@@ -36,8 +42,7 @@ class EpochFigures(pl.Callback):
             for key, value in trainer.callback_metrics.items()
             if key.startswith("train/") or (validated and not key.startswith("lr-"))
         }
-        groups = trainer.optimizers[0].param_groups
-        return logged | {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
+        return logged | learning_rates(trainer)
 
 
 class MetricsFile(EpochFigures):

@@ -10,7 +10,16 @@ from typing import Any, cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar, Timer
 
-from segdcn.training.figures import EpochFigures
+from segdcn.training.figures import EpochFigures, learning_rates
+
+
+class LearningRates(pl.Callback):
+    """Each parameter group's learning rate for the loggers, where there are any, as often as they get a loss."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for logger in trainer.loggers:
+                logger.log_metrics(learning_rates(trainer), step=trainer.global_step)
 
 
 class EpochLines(EpochFigures, RichProgressBar):

@@ -12,7 +12,9 @@ NAMES = ["backbone.layer3.0.conv2", "backbone.layer4.0.conv1", "backbone.layer4.
 
 
 def network(layers: int, **options: object) -> nn.Module:
-    return build_deeplab("resnet_tiny", "aspp", 5, 16, deform=Deform(layers, **options), head_channels=8).eval()  # type: ignore[arg-type]
+    return build_deeplab(
+        5, "resnet_tiny", "aspp", 16, weights=None, deform=Deform(layers, **options), head_channels=8
+    ).eval()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])

@@ -24,7 +24,7 @@ NAMES = ("background", "disc", "ring")
 
 def network(**options: Any) -> nn.Module:
     torch.manual_seed(0)
-    one = build_deeplab("resnet_tiny", "paper", 3, 8, deform=Deform(3, **options), head_channels=8).eval()
+    one = build_deeplab(3, "resnet_tiny", "paper", 8, weights=None, deform=Deform(3, **options), head_channels=8).eval()
     for layer in deformable_layers(one).values():
         nn.init.normal_(layer.offset.weight, std=0.1)
     return one
@@ -105,7 +105,7 @@ def test_figures_are_those_of_a_slow_loop(options: dict[str, Any]) -> None:
 
 
 def test_without_offsets_all_is_the_dilation_and_nothing_varies() -> None:
-    one = build_deeplab("resnet18", "paper", 3, 16, deform=Deform(2), head_channels=8).eval()
+    one = build_deeplab(3, "resnet18", "paper", 16, weights=None, deform=Deform(2), head_channels=8).eval()
     for tried in (one, plain_twin(one)):
         study = study_offsets(tried, SAMPLES, EvalTransform(), NAMES, ["disc", "ring"])
         for layer in study["layers"]:

@@ -65,7 +65,7 @@ def test_it_is_the_derivative() -> None:
 
 
 def test_each_pixel_has_its_own_and_the_network_is_left_as_it_was() -> None:
-    network = build_deeplab("resnet_tiny", "aspp", 5, 16, deform=Deform(3), head_channels=8).eval()
+    network = build_deeplab(5, "resnet_tiny", "aspp", 16, weights=None, deform=Deform(3), head_channels=8).eval()
     image = torch.randn(1, 3, 64, 48)
     before = network(image)
     pixels = [(0, 0), (63, 47), (30, 20)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segdcn.models import ASPPHead, Features, build_deeplab
+from segdcn.models import ASPPHead, Deform, Features, build_deeplab
 from segdcn.models.contract import check_logits, giving_logits
 
 CLASSES, SIZE = 5, (48, 64)
@@ -129,7 +129,11 @@ def pooled() -> nn.Module:
 
 @pytest.mark.parametrize("head", ["aspp", "v3plus", "own"])
 def test_a_batch_of_one_image_is_refused_before_the_training_where_a_mean_is_normalised(head: str) -> None:
-    network = pooled() if head == "own" else build_deeplab("resnet_tiny", head, CLASSES, head_channels=8)
+    network = (
+        pooled()
+        if head == "own"
+        else build_deeplab(CLASSES, "resnet_tiny", head, weights=None, head_channels=8, deform=Deform(0))
+    )
     check_logits(network, CLASSES, (2, SIZE), [SIZE])
     words = "behind a global pooling" if head == "own" else r"model\.image_pooling=false or model\.head=paper"
     with pytest.raises(
@@ -141,10 +145,14 @@ def test_a_batch_of_one_image_is_refused_before_the_training_where_a_mean_is_nor
 
 @pytest.mark.parametrize("head", ["paper", "aspp", "v3plus"])
 def test_without_image_pooling_one_image_trains(head: str) -> None:
-    network = build_deeplab("resnet_tiny", head, CLASSES, head_channels=8, image_pooling=False)
+    network = build_deeplab(
+        CLASSES, "resnet_tiny", head, weights=None, head_channels=8, image_pooling=False, deform=Deform(0)
+    )
     check_logits(network, CLASSES, (1, SIZE), [SIZE])
     network(torch.randn(1, 3, *SIZE)).mean().backward()
-    with_pooling = build_deeplab("resnet_tiny", head, CLASSES, head_channels=8).state_dict()
+    with_pooling = build_deeplab(
+        CLASSES, "resnet_tiny", head, weights=None, head_channels=8, deform=Deform(0)
+    ).state_dict()
     dropped = set(with_pooling) - set(network.state_dict())
     assert (not dropped) if head == "paper" else all(name.startswith("head.aspp.convs.4.") for name in dropped)
 

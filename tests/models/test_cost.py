@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from segdcn.models import build_deeplab, deformable_layers, make_deformable
+from segdcn.models import Deform, build_deeplab, deformable_layers, make_deformable
 from segdcn.models.cost import count_flops, network_cost
 from segdcn.ops import DeformConv2d
 
@@ -32,7 +32,9 @@ def test_groups_divide_the_product_and_not_the_sampling() -> None:
 
 @pytest.mark.parametrize("head", ["paper", "aspp", "v3plus"])
 def test_plain_networks_as_flop_counter_mode_counts_them(head: str) -> None:
-    network = build_deeplab(backbone="resnet_tiny", head=head, num_classes=5, output_stride=16, head_channels=16).eval()
+    network = build_deeplab(
+        5, "resnet_tiny", head, weights=None, output_stride=16, head_channels=16, deform=Deform(0)
+    ).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.randn(1, 3, 48, 64))
     assert count_flops(network, (48, 64)) == counter.get_total_flops() > 0
@@ -47,7 +49,7 @@ def test_flops_of_a_known_network() -> None:
 def test_both_backends_cost_the_same_in_a_network_and_more_than_the_plain_one() -> None:
     counts = []
     for backend in ("gather", "torchvision"):
-        network = build_deeplab(backbone="resnet18", head="paper", num_classes=5, output_stride=16)
+        network = build_deeplab(5, "resnet18", "paper", weights=None, output_stride=16, deform=Deform(0))
         plain = count_flops(network, (65, 97))
         make_deformable(network, last=3, modulated=True)
         for layer in deformable_layers(network).values():
@@ -57,7 +59,9 @@ def test_both_backends_cost_the_same_in_a_network_and_more_than_the_plain_one() 
 
 
 def test_neither_network_nor_random_numbers_are_touched() -> None:
-    network = build_deeplab(backbone="resnet_tiny", head="aspp", num_classes=5, output_stride=16, head_channels=16)
+    network = build_deeplab(
+        5, "resnet_tiny", "aspp", weights=None, output_stride=16, head_channels=16, deform=Deform(0)
+    )
     network.backbone.eval()  # training mode is kept module by module
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     modes = [module.training for module in network.modules()]

@@ -26,7 +26,9 @@ HEADS = ["paper", "aspp", "v3plus"]
 @pytest.fixture(scope="module")
 def networks() -> dict[str, nn.Module]:
     return {
-        head: build_deeplab("resnet_tiny", head, num_classes=5, head_channels=8, auxiliary=True).eval()
+        head: build_deeplab(
+            5, "resnet_tiny", head, weights=None, head_channels=8, auxiliary=True, deform=Deform(0)
+        ).eval()
         for head in HEADS
     }
 
@@ -45,7 +47,7 @@ def test_logits_have_the_size_of_the_image(
 
 
 def test_without_an_auxiliary_head_there_are_no_auxiliary_logits() -> None:
-    network = build_deeplab("resnet_tiny", "paper", num_classes=3).eval()
+    network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0)).eval()
     (logits,) = network.training_logits(torch.randn(1, 3, 33, 49))
     assert logits.shape == (1, 3, 33, 49)
 
@@ -59,7 +61,14 @@ def test_same_logits_as_torchvisions_deeplabv3() -> None:
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     ours = build_deeplab(
-        "resnet50", "aspp", num_classes=5, output_stride=8, auxiliary=True, torchvision_dilation=True
+        5,
+        "resnet50",
+        "aspp",
+        weights=None,
+        output_stride=8,
+        auxiliary=True,
+        torchvision_dilation=True,
+        deform=Deform(0),
     ).eval()
     ours.load_state_dict(from_torchvision_deeplabv3(theirs.state_dict()))
     image = torch.randn(1, 3, 65, 97)
@@ -77,7 +86,9 @@ def test_every_tensor_of_torchvisions_state_dict_finds_its_place(name: str, auxi
         theirs = torchvision.models.get_model(
             f"deeplabv3_{name}", weights=None, weights_backbone=None, num_classes=21, aux_loss=auxiliary
         )
-        ours = build_deeplab(name, "aspp", 21, 8, auxiliary=auxiliary, torchvision_dilation=True)
+        ours = build_deeplab(
+            21, name, "aspp", 8, weights=None, auxiliary=auxiliary, torchvision_dilation=True, deform=Deform(0)
+        )
     mapped = from_torchvision_deeplabv3(theirs.state_dict())
     assert {key: value.shape for key, value in mapped.items()} == {
         key: value.shape for key, value in ours.state_dict().items()
@@ -133,9 +144,9 @@ def test_one_image_cannot_train_image_pooling() -> None:
 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
-    plain = build_deeplab("mobilenet_v2", "v3plus", 4, head_channels=16).eval()
+    plain = build_deeplab(4, "mobilenet_v2", "v3plus", weights=None, head_channels=16, deform=Deform(0)).eval()
     deformed = build_deeplab(
-        "mobilenet_v2", "v3plus", 4, head_channels=16, deform=Deform(3, modulated, offset_groups=2)
+        4, "mobilenet_v2", "v3plus", weights=None, head_channels=16, deform=Deform(3, modulated, offset_groups=2)
     ).eval()
     missing = deformed.load_state_dict(plain.state_dict(), strict=False).missing_keys
     names = [
@@ -164,5 +175,14 @@ def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
 )
 def test_wrong_settings_are_refused_in_one_line(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        build_deeplab(**{"backbone": "resnet_tiny", "head": "paper", "num_classes": 3, **options})
+        build_deeplab(
+            **{
+                "num_classes": 3,
+                "backbone": "resnet_tiny",
+                "head": "paper",
+                "weights": None,
+                "deform": Deform(0),
+                **options,
+            }
+        )
     assert "\n" not in str(caught.value)

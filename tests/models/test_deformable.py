@@ -104,7 +104,7 @@ def test_a_second_call_goes_on_where_the_first_ended(calls: list[int]) -> None:
 
 
 def test_only_the_backbone_of_a_whole_network_is_changed() -> None:
-    network = build_deeplab("resnet_tiny", "aspp", num_classes=3)
+    network = build_deeplab(3, "resnet_tiny", "aspp", weights=None, deform=Deform(0))
     names = make_deformable(network, 2)
     assert names == ["backbone.layer4.0.conv1", "backbone.layer4.0.conv2"] == list(deformable_layers(network))
 
@@ -148,7 +148,7 @@ def test_refusals_are_one_line_and_change_nothing(network: nn.Module, options: d
 
 
 def test_the_gradient_reaches_every_offset_branch_and_the_old_weights() -> None:
-    network = build_deeplab("resnet_tiny", "paper", num_classes=3)
+    network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0))
     make_deformable(network, 3, modulated=True)
     network(torch.randn(2, 3, 48, 80)).square().mean().backward()
     layers = deformable_layers(network)
@@ -160,7 +160,9 @@ def test_the_gradient_reaches_every_offset_branch_and_the_old_weights() -> None:
 
 
 def test_fixed_dilation_keeps_size_and_weights_and_takes_the_layers_that_would_be_deformed() -> None:
-    plain, control = (build_deeplab("resnet18", "paper", 3, output_stride=16).eval() for _ in range(2))
+    plain, control = (
+        build_deeplab(3, "resnet18", "paper", weights=None, output_stride=16, deform=Deform(0)).eval() for _ in range(2)
+    )
     control.load_state_dict(plain.state_dict())
     names = set_fixed_dilation(control, 6)
     assert names == make_deformable(plain, last=3)
@@ -174,8 +176,8 @@ def test_fixed_dilation_keeps_size_and_weights_and_takes_the_layers_that_would_b
 
 def test_fixed_dilation_and_offsets_combine() -> None:
     image = torch.randn(1, 3, 64, 96)
-    control = build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=2).eval()
-    deformed = build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=2, deform=Deform(layers=2)).eval()
+    control = build_deeplab(3, "resnet_tiny", "paper", weights=None, fixed_dilation=2, deform=Deform(0)).eval()
+    deformed = build_deeplab(3, "resnet_tiny", "paper", weights=None, fixed_dilation=2, deform=Deform(layers=2)).eval()
     deformed.load_state_dict(control.state_dict(), strict=False)
     torch.testing.assert_close(deformed(image), control(image))
 
@@ -183,7 +185,7 @@ def test_fixed_dilation_and_offsets_combine() -> None:
 @pytest.mark.parametrize("dilation", [0, -1])
 def test_fixed_dilation_must_be_positive(dilation: int) -> None:
     with pytest.raises(ValueError, match="must be 1 or more"):
-        build_deeplab("resnet_tiny", "paper", 3, fixed_dilation=dilation)
+        build_deeplab(3, "resnet_tiny", "paper", weights=None, fixed_dilation=dilation, deform=Deform(0))
 
 
 @pytest.mark.parametrize("modulated", [False, True])

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from segdcn.commands.output import telling
 from segdcn.models import Deform, build_deeplab, deformable_layers, from_torchvision_deeplabv3, load_weights
 
-SMALL = {"backbone": "resnet_tiny", "head": "aspp", "num_classes": 6, "output_stride": 16, "head_channels": 8}
+SMALL = {
+    "num_classes": 6,
+    "backbone": "resnet_tiny",
+    "head": "aspp",
+    "weights": None,
+    "deform": Deform(0),
+    "head_channels": 8,
+}
 DEFORM = Deform(layers=2)
 
 
@@ -169,7 +176,13 @@ def test_torchvisions_published_deeplab_is_taken_whole(tmp_path: Path, caplog: p
     save_file(theirs, tmp_path / "theirs.safetensors")
     with caplog.at_level(logging.INFO, "segdcn"):
         ours = build_deeplab(
-            "resnet50", "aspp", 4, 8, str(tmp_path / "theirs.safetensors"), torchvision_dilation=True
+            4,
+            "resnet50",
+            "aspp",
+            8,
+            weights=str(tmp_path / "theirs.safetensors"),
+            torchvision_dilation=True,
+            deform=Deform(0),
         ).state_dict()
     expected = from_torchvision_deeplabv3(theirs)
     assert {key for key, value in ours.items() if not torch.equal(value, expected[key])} == CLASSIFIER
@@ -200,7 +213,9 @@ def test_a_network_of_ones_own_takes_what_fits(tmp_path: Path) -> None:
 def test_backbones_come_from_safetensors_too(tmp_path: Path) -> None:
     state: dict[str, Tensor] = torchvision.models.resnet18().state_dict()
     save_file(state, tmp_path / "resnet18.safetensors")
-    own = build_deeplab("resnet18", "paper", 3, weights=str(tmp_path / "resnet18.safetensors")).backbone.state_dict()
+    own = build_deeplab(
+        3, "resnet18", "paper", weights=str(tmp_path / "resnet18.safetensors"), deform=Deform(0)
+    ).backbone.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in own.items())
 
 
@@ -215,7 +230,7 @@ def test_damaged_safetensors_are_one_line(tmp_path: Path, damage: str) -> None:
     }
     file.write_bytes(content[damage])
     with pytest.raises(ValueError, match="is damaged or not a state dict") as caught:
-        build_deeplab("resnet18", "paper", 3, weights=str(file))
+        build_deeplab(3, "resnet18", "paper", weights=str(file), deform=Deform(0))
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 

@@ -16,7 +16,9 @@ import segdcn
 from segdcn.analysis import last_layers, record, trace
 from segdcn.data import Shapes
 from segdcn.evaluation.counts import Counts
-from segdcn.report.contents import report_run
+from segdcn.report.images import ImageOptions
+from segdcn.report.pages import run_page
+from segdcn.report.runs import read_finished
 from segdcn.runs.figures import read_counts, write_counts
 
 pytestmark = pytest.mark.slow
@@ -95,7 +97,8 @@ def report(first_run: FirstRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
     write_counts(folder / "counts.npz", Counts(names, classes, counts.images, counts.confusion))
     data = Shapes(train_images=1, val_images=8)
     data.split("val")[0] = data.split("val")[0]._replace(name=HOSTILE)  # type: ignore[index]
-    return report_run(folder, lambda _: data, budget=2e10)
+    page = run_page(read_finished(folder), ImageOptions(lambda _: data, budget=2e10))
+    return page.write(folder / "report.html")
 
 
 @pytest.fixture

@@ -16,10 +16,12 @@ from runs import call, one_line
 
 from segdcn.commands.report import main
 from segdcn.data import Shapes
-from segdcn.report import images
-from segdcn.report.contents import report_run
+from segdcn.report import images, viewer
+from segdcn.report.images import ImageOptions
+from segdcn.report.pages import run_page
+from segdcn.report.runs import read_finished
 from segdcn.runs.checkpoint import Checkpoint
-from segdcn.runs.files import file_hash
+from segdcn.runs.files import file_hash, read_object
 from segdcn.sweep.plan import Job, Sweep
 
 Make = Callable[..., Path]
@@ -65,6 +67,13 @@ def open_shapes(checkpoint: Checkpoint) -> Shapes:
     return checkpoint.dataset()
 
 
+def html(
+    run: Path, open_dataset: Callable[[Checkpoint], Any] = open_shapes, budget: float = ImageOptions.budget
+) -> str:
+    """The page of a run."""
+    return run_page(read_finished(run), ImageOptions(open_dataset, budget=budget)).html()
+
+
 def test_training_writes_the_page_of_its_run(first_run: FirstRun) -> None:
     page = (first_run.folder / "report.html").read_text()
     figures = json.loads((first_run.folder / "metrics.json").read_text())
@@ -81,7 +90,7 @@ def test_training_writes_the_page_of_its_run(first_run: FirstRun) -> None:
 
 
 def test_what_it_may_cost_limits_fields_and_studied_images(make_run: Make) -> None:
-    page = report_run(make_run("run"), open_shapes, budget=1.0).read_text()
+    page = html(make_run("run"), budget=1.0)
     assert "Measured on 4 of the 8 val images" in page
     assert data_of(page)["images"][0]["networks"][0]["fields"] is None
 
@@ -95,7 +104,7 @@ def test_command_writes_it_anew_and_elsewhere(make_run: Make, capsys: pytest.Cap
 
 
 def test_a_plain_network_has_one_pane_and_no_dilations(make_run: Make) -> None:
-    page = report_run(make_run("plain", plain=True), open_shapes).read_text()
+    page = html(make_run("plain", plain=True))
     assert data_of(page)["panes"] == [0]
     assert 'id="offsets"' not in page
     assert "points form the regular grid" in page
@@ -105,7 +114,7 @@ def test_without_data_the_page_has_figures_and_says_why(make_run: Make) -> None:
     def moved(checkpoint: Checkpoint) -> Any:
         raise FileNotFoundError("no images at /nowhere")
 
-    page = report_run(make_run("run"), moved).read_text()
+    page = html(make_run("run"), moved)
     assert "no images at /nowhere" in page
     assert "--data ROOT" in page
     assert 'id="viewer"' not in page
@@ -119,14 +128,14 @@ def test_where_data_are_is_nothing_to_a_data_set_that_is_generated(make_run: Mak
 
 
 def test_other_data_than_were_counted_are_not_shown(make_run: Make) -> None:
-    page = report_run(make_run("run"), lambda _: Shapes(train_images=1, val_images=5)).read_text()
+    page = html(make_run("run"), lambda _: Shapes(train_images=1, val_images=5))
     assert "the data at hand are not the 8 val images that were counted" in page
 
 
-def test_older_run_without_counts_has_images_all_the_same(make_run: Make) -> None:
+def test_a_run_without_counts_has_images_all_the_same(make_run: Make) -> None:
     run = make_run("run")
     (run / "counts.npz").unlink()
-    page = report_run(run, open_shapes).read_text()
+    page = html(run)
     assert "segdcn-evaluate checkpoint=" in page
     assert "Best, median" not in page
     assert len(data_of(page)["images"]) == images.VIEWER_IMAGES
@@ -134,9 +143,9 @@ def test_older_run_without_counts_has_images_all_the_same(make_run: Make) -> Non
 
 def test_images_that_make_the_page_too_large_are_left_out(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("run")
-    whole = data_of(report_run(run, open_shapes, budget=0).read_text())["images"]
-    monkeypatch.setattr(images, "VIEWER_BYTES", len(json.dumps(whole[0])) + len(json.dumps(whole[1])) + 100)
-    page = report_run(run, open_shapes, budget=0).read_text()
+    whole = data_of(html(run, budget=0))["images"]
+    monkeypatch.setattr(viewer, "VIEWER_BYTES", len(json.dumps(whole[0])) + len(json.dumps(whole[1])) + 100)
+    page = html(run, budget=0)
     assert len(data_of(page)["images"]) == 2
     assert f"{len(whole) - 2} more images would have made this file too large" in page
 
@@ -156,10 +165,10 @@ def test_a_study_of_this_checkpoint_is_taken_as_it_is(make_run: Make) -> None:
     file.parent.mkdir()
     checkpoint = file_hash(run / "checkpoints" / "best.ckpt")
     file.write_text(json.dumps({**study, "checkpoint_sha256": checkpoint}))
-    assert "7.77 ± 0.50" in report_run(run, open_shapes, budget=0).read_text()
+    assert "7.77 ± 0.50" in html(run, budget=0)
     for change in ({"checkpoint_sha256": "another"}, {"split": "test"}):
         file.write_text(json.dumps({**study, "checkpoint_sha256": checkpoint, **change}))
-        assert "7.77 ±" not in report_run(run, open_shapes, budget=0).read_text()
+        assert "7.77 ±" not in html(run, budget=0)
 
 
 def test_two_runs_are_compared(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +182,16 @@ def test_two_runs_are_compared(make_run: Make, tmp_path: Path, capsys: pytest.Ca
     assert [layer["taps"] is None for layer in deformable["layers"]] == [False] * 3
 
 
-def test_a_sweep_is_compared_by_seed(make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_compared_by_seed(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[Path] = []
+
+    def read(path: Path, remedy: str) -> dict[str, Any]:
+        opened.append(path)
+        return read_object(path, remedy)
+
+    monkeypatch.setattr("segdcn.runs.record.read_object", read)
     jobs = []
     for layers in (0, 3):
         for seed in (0, 1):
@@ -192,6 +210,7 @@ def test_a_sweep_is_compared_by_seed(make_run: Make, tmp_path: Path, capsys: pyt
     assert "+30.00" in page  # of the discs
     assert "0 of 1" in page
     assert "deform.layers=3, seed 0" in page
+    assert len(opened) == len(set(opened)) == 2 * 4  # metrics and environment of each run, once
     assert call(main, str(sweep), str(sweep / "layers0_0")) == 1
     assert "is a sweep: give it alone" in one_line(capsys.readouterr().err)
 
@@ -222,7 +241,7 @@ def test_offsets_that_cannot_be_studied_leave_the_rest_of_the_page(make_run: Mak
         if key.endswith("layer4.0.conv2.offset.bias"):
             value.fill_(torch.nan)
     torch.save(checkpoint, path)
-    page = report_run(run, open_shapes).read_text()
+    page = html(run)
     assert "Without dilations: the offsets of layer backbone.layer4.0.conv2 are not finite" in page
     assert 'id="images"' in page
     assert 'id="offsets"' not in page
@@ -235,6 +254,6 @@ def test_figures_that_do_not_exist_are_dashes(make_run: Make) -> None:
     (run / "metrics.json").write_text(json.dumps(empty))
     (run / "counts.npz").unlink()
     (run / "metrics.csv").unlink()
-    page = report_run(run, open_shapes, budget=0).read_text()
+    page = html(run, budget=0)
     assert "<b>–</b>" in page
     assert 'id="training"' not in page

@@ -17,21 +17,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from segdcn.drawing import numbers
 from segdcn.evaluation.counts import Counts
-from segdcn.models import build_deeplab
-from segdcn.report import choice, curves, pictures, tables
+from segdcn.models import Deform, build_deeplab
+from segdcn.report import comparison, curves, images, pictures, tables
 from segdcn.report.charts import Series, line_chart
-from segdcn.report.page import OPTIONAL, json_for_script, render
-from segdcn.report.records import read_run
+from segdcn.report.page import PARTS, Page, json_for_script
+from segdcn.report.runs import PageRun, page_run, read_finished, unique_names
 from segdcn.report.viewer import fields_per_image, pixel_grid
 from segdcn.runs.figures import write_counts
+from segdcn.runs.record import STATES, read_run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u2028'\""
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=12))
 def test_best_median_and_worst_by_a_slow_search(miou: list[float]) -> None:
-    found = choice.best_median_worst(miou)
+    found = images.best_median_worst(miou)
     known = [index for index, value in enumerate(miou) if value == value]
     assert len(found) == min(3, len(known)) == len(set(found.values()))
     if known:
@@ -46,14 +48,14 @@ def test_best_median_and_worst_by_a_slow_search(miou: list[float]) -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=10), st.integers(0, 4))
 def test_images_that_differ_most(pairs: list[tuple[float, float]], count: int) -> None:
-    found = choice.most_different([a for a, _ in pairs], [b for _, b in pairs], count)
+    found = images.most_different([a for a, _ in pairs], [b for _, b in pairs], count)
     assert len(set(found)) == len(found) == min(count, len(pairs))
     differences = [abs(a - b) for a, b in pairs]
     assert [differences[index] for index in found] == sorted(differences, reverse=True)[:count]
 
 
 def test_an_image_without_a_figure_in_one_run_is_not_compared() -> None:
-    assert choice.most_different([0.1, math.nan, 0.5], [0.2, 0.9, 0.5], 3) == [0, 2]
+    assert images.most_different([0.1, math.nan, 0.5], [0.2, 0.9, 0.5], 3) == [0, 2]
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 50))
@@ -65,7 +67,7 @@ def test_grid_of_pixels_lies_within_the_image(height: int, width: int, count: in
 
 
 def test_receptive_fields_are_left_out_where_they_cost_too_much() -> None:
-    network = build_deeplab("resnet_tiny", "paper", 3).eval()
+    network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0)).eval()
     assert fields_per_image(network, (96, 96), maps=2, budget=1e15) == 49
     few = fields_per_image(network, (96, 96), maps=2, budget=2e10)
     assert 6 <= few < 49
@@ -128,28 +130,35 @@ def test_json_within_a_script_is_the_same_json_and_no_markup(values: object) -> 
 def test_hostile_texts_are_escaped_wherever_a_page_shows_them() -> None:
     chart = line_chart(HOSTILE, [Series(HOSTILE, [1, 2], [1, 2], 0)])
     row = tables.ClassRow(HOSTILE, (1, 2, 3), 0.5, 0.4, 0.6, 0.1)
-    page = render(
+    page = Page(
+        HOSTILE,
+        HOSTILE,
+        HOSTILE,
+        [HOSTILE],
         {
-            "title": HOSTILE,
-            "kind": HOSTILE,
-            "subtitle": HOSTILE,
-            "notes": [HOSTILE],
             "charts": [chart],
             "classes": {"rows": [row], "intervals": True},
             "confusion": tables.Confusion([HOSTILE], [[1.0]], [HOSTILE]),
             "comparison": {"lead": HOSTILE, "head": [HOSTILE], "rows": [[HOSTILE, HOSTILE]], "notes": [HOSTILE]},
             "provenance": [(HOSTILE, [(HOSTILE, HOSTILE)])],
-        }
-    )
+        },
+    ).html()
     assert "<img" not in page
     assert page.count("</script>") == 1
     assert page.count("&lt;img") > 12
 
 
 def test_a_page_of_nothing_but_a_title_renders() -> None:
-    page = render({"title": "t", "kind": "k"})
+    page = Page("t", "k").html()
     assert "<h1>t</h1>" in page
-    assert OPTIONAL["tiles"] is None
+    assert not any(f'id="{section[0]}"' in page for section in PARTS.values() if section)
+
+
+def test_a_part_that_fails_is_a_note() -> None:
+    page = Page("t", "k")
+    page.add(epoch_tables=lambda: 1 / 0, confusion=lambda: None)
+    assert page.notes == ["Without epoch tables: division by zero."]
+    assert "Without epoch tables: division by zero." in page.html()
 
 
 @pytest.mark.parametrize("values", [[0.5], [math.nan, 0.5], [0.1, 0.2, math.nan, 0.4]])
@@ -199,7 +208,7 @@ def test_curves_of_a_run_are_its_columns() -> None:
 
 
 def test_figures_in_words() -> None:
-    assert [tables.large(number) for number in (None, 7, 544124, 2530475, 179933184, 9.99e11)] == [
+    assert [numbers.large(number) for number in (None, 7, 544124, 2530475, 179933184, 9.99e11)] == [
         "–",
         "7",
         "544 k",
@@ -207,9 +216,12 @@ def test_figures_in_words() -> None:
         "180 M",
         "999 G",
     ]
-    assert [tables.duration(s) for s in (None, 72, 147, 8000)] == ["–", "72 s", "2.5 min", "2.2 h"]
-    assert [tables.percent(v) for v in (None, math.nan, 0.70636)] == ["–", "–", "70.64"]
-    assert [tables.signed(v) for v in (0.05, -0.05, None)] == ["+5.00", "−5.00", "–"]
+    assert [numbers.duration(s) for s in (None, 72, 147, 8000)] == ["–", "72 s", "2.5 min", "2.2 h"]
+    assert [numbers.clock(s) for s in (72, 147, 8000)] == ["1:12", "2:27", "2:13:20"]
+    assert [numbers.three_digits(v) for v in (0, 0.08, 4.256, 306.4, 1234)] == ["0", "0.0800", "4.26", "306", "1234"]
+    assert [numbers.metric_value(0.5, metric) for metric in ("val/miou", "val/loss")] == ["50.00", "0.5000"]
+    assert [numbers.percent(v) for v in (None, math.nan, 0.70636)] == ["–", "–", "70.64"]
+    assert [numbers.signed(v) for v in (0.05, -0.05, None)] == ["+5.00", "−5.00", "–"]
 
 
 def test_confusions_by_hand() -> None:
@@ -225,8 +237,9 @@ def test_confusions_by_hand() -> None:
 
 
 def test_dilations_are_the_papers_table() -> None:
-    cell = {"mean": 2.0, "std": 0.5, "cells": 3}
-    layer = {"name": "backbone.l1", "dilation": [2, 2], "outside": 0.125, "effective_dilation": {"small": cell}}
+    sizes = {size: {"mean": None, "std": None, "cells": 0} for size in tables.SIZES}
+    sizes |= {"small": {"mean": 2.0, "std": 0.5, "cells": 3}}
+    layer = {"name": "backbone.l1", "dilation": [2, 2], "outside": 0.125, "effective_dilation": sizes}
     study = {"objects": {"thresholds": [96.0, 224.0]}, "layers": [layer, {**layer, "name": "l2", "dilation": [1, 2]}]}
     found = tables.dilations(study, "run", "Measured on 3 images", None)
     assert [row[:2] for row in found.rows] == [("l2", "1×2"), ("l1", "2")]
@@ -242,12 +255,18 @@ def run(first_run: FirstRun, tmp_path: Path) -> Path:
     return folder
 
 
+def read(folder: Path) -> PageRun:
+    return page_run(read_finished(folder))
+
+
 def test_a_run_is_read_with_its_counts(run: Path) -> None:
-    record = read_run(run)
-    assert record.counts is not None
-    assert record.notes == ()
-    assert record.class_names == list(record.iou)
-    rows = tables.classes(record, [])
+    shown = read(run)
+    assert shown.counts is not None
+    assert shown.lacking == ""
+    assert shown.counts.class_names == list(shown.record.iou)
+    classes = tables.classes(shown, {})
+    assert classes is not None
+    rows = classes["rows"]
     figures = json.loads((run / "metrics.json").read_text())
     for row in rows:
         assert row.iou == figures[f"val/iou/{row.name}"]
@@ -258,38 +277,48 @@ def test_a_run_is_read_with_its_counts(run: Path) -> None:
             assert row.iou <= row.high + 1e-9
     known = [row.iou for row in rows if row.iou is not None]
     assert known == sorted(known, reverse=True)
-    assert "paper" not in " ".join(tile.label for tile in tables.tiles(record))
+    assert "paper" not in " ".join(tile.label for tile in tables.tiles(shown.record))
 
 
-def test_an_older_run_says_what_to_evaluate_and_finds_it_then(run: Path) -> None:
+def test_a_run_without_counts_says_what_to_evaluate_and_finds_it_then(run: Path) -> None:
     (run / "counts.npz").rename(run / "elsewhere.npz")
-    (note,) = read_run(run).notes
-    assert f"segdcn-evaluate checkpoint={run}/checkpoints/best.ckpt" in note
+    assert f"segdcn-evaluate checkpoint={run}/checkpoints/best.ckpt" in read(run).lacking
     later = run / "evaluation" / "best_val"
     later.mkdir(parents=True)
     shutil.copy(run / "elsewhere.npz", later / "counts.npz")
-    assert read_run(run).counts is None  # of which checkpoint is not told
-    facts = json.loads((run / "metrics.json").read_text())
-    (later / "metrics.json").write_text(json.dumps({**facts, "checkpoint_sha256": read_run(run).checkpoint_hash}))
-    assert read_run(run).counts is not None
-    (later / "metrics.json").write_text(json.dumps({**facts, "checkpoint_sha256": "another"}))
-    assert read_run(run).counts is None
+    assert read(run).counts is None  # of which checkpoint is not told
+    figures = json.loads((run / "metrics.json").read_text())
+    same = {**figures, "checkpoint_sha256": read_run(run).checkpoint_hash}
+    (later / "metrics.json").write_text(json.dumps(same))
+    assert read(run).counts is not None
+    for change in ({"checkpoint_sha256": "another"}, {"protocol": "another"}):
+        (later / "metrics.json").write_text(json.dumps(same | change))
+        assert read(run).counts is None
 
 
 def test_what_a_run_lacks_is_a_note_or_one_line(run: Path, tmp_path: Path) -> None:
     (run / "counts.npz").write_bytes((run / "counts.npz").read_bytes()[:200])
     (run / "metrics.csv").write_text("epoch,val/miou\n0,\n1,not a number\n")
     (run / "environment.json").unlink()
-    record = read_run(run)
-    assert record.counts is None
-    assert "damaged" in record.notes[0]
-    assert [math.isnan(value) for value in record.epochs["val/miou"]] == [True, True]
-    assert "Device" not in dict(tables.provenance(record))
+    shown = read(run)
+    assert shown.counts is None
+    assert "damaged" in shown.lacking
+    assert [math.isnan(value) for value in shown.record.epochs["val/miou"]] == [True, True]
+    assert "Device" not in dict(tables.provenance(shown.record))
     with pytest.raises(FileNotFoundError, match="no run folder at"):
-        read_run(tmp_path / "nowhere")
+        read(tmp_path / "nowhere")
     (run / "metrics.json").unlink()
     with pytest.raises(ValueError, match="has not finished"):
-        read_run(run)
+        read(run)
+
+
+def test_a_run_is_in_the_state_that_its_folder_tells(run: Path, tmp_path: Path) -> None:
+    assert (read_run(run).state, read_run(run).error) == ("finished", None)
+    assert (read_run(tmp_path / "nowhere").state, read_run(tmp_path / "nowhere").error) == ("missing", "never started")
+    (run / "metrics.json").unlink()
+    for state in STATES[1:-1]:
+        (run / "job.json").write_text(json.dumps({"state": state, "attempts": 2, "error": "why"}))
+        assert (read_run(run).state, read_run(run).error) == (state, f"{state} in attempt 2: why")
 
 
 def test_runs_are_told_apart_by_what_differs(run: Path, tmp_path: Path) -> None:
@@ -298,16 +327,16 @@ def test_runs_are_told_apart_by_what_differs(run: Path, tmp_path: Path) -> None:
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(re.sub("layers: 3", "layers: 0", config).replace("seed: 0\n", "seed: 7\n", 1))
     first, second = read_run(run), read_run(other)
-    assert tables.unique_names([first, second]) == [
+    assert unique_names([first, second]) == [
         "shapes, seed=0, deform.layers=3",
         "shapes, seed=7, deform.layers=0",
     ]
-    assert len(set(tables.unique_names([first, first]))) == 2
+    assert len(set(unique_names([first, first]))) == 2
 
 
 def test_the_interval_of_a_difference_needs_the_same_images(run: Path, tmp_path: Path) -> None:
-    first = read_run(run)
-    assert tables.paired_interval(first, first) == "+0.00 to +0.00"
+    first = read(run)
+    assert comparison.paired_interval(first, first) == "+0.00 to +0.00"
     other = tmp_path / "other"
     shutil.copytree(run, other)
     counts = first.counts
@@ -315,4 +344,4 @@ def test_the_interval_of_a_difference_needs_the_same_images(run: Path, tmp_path:
     write_counts(
         other / "counts.npz", Counts(["x", *counts.names[1:]], counts.class_names, counts.images, counts.confusion)
     )
-    assert tables.paired_interval(read_run(other), first) is None
+    assert comparison.paired_interval(read(other), first) is None

@@ -56,6 +56,20 @@ def test_finished_jobs_are_passed_over(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "a" / "job.json").stat().st_mtime_ns == before
 
 
+def test_a_pruned_job_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned = (
+        "import json\ntold = json.load(open('job.json'))\njson.dump({**told, 'state': 'pruned'}, open('job.json', 'w'))"
+    )
+    scripts(monkeypatch, MODULE, lambda job: f"time.sleep(0.2)\n{pruned}" if job.folder == "a" else FINISH)
+    sweep = made_sweep(tmp_path, *"ab")
+    for _ in range(2):
+        LocalLauncher().run(sweep, sweep.jobs)
+        assert states(tmp_path) == {"a": "pruned", "b": "finished"}
+        record = read_record(tmp_path / "a")
+        assert (record.attempts, record.started, record.error) == (1, None, None)
+        assert record.seconds > 0.1
+
+
 def test_a_crash_is_retried_so_often_and_a_users_error_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {
         "crashes": "raise RuntimeError('out of memory')",

@@ -22,9 +22,12 @@ from rich.console import Console
 from runs import call, one_line, process
 
 from segdcn.commands.sweep import main, parse_arguments
-from segdcn.sweep.estimate import Estimate, mean_over_seeds, paired_difference
+from segdcn.sweep.collect import collect
+from segdcn.sweep.estimate import mean_over_seeds, paired_difference
 from segdcn.sweep.plan import read_sweep
-from segdcn.sweep.results import KINDS, Results, collect
+from segdcn.sweep.publish import KINDS, write
+from segdcn.sweep.results import Estimate, Results
+from segdcn.sweep.tables import as_rich
 
 PLAIN, DEFORMABLE = "model.deform.layers=0", "model.deform.layers=3"
 FACTS = {
@@ -86,10 +89,10 @@ def made(tmp_path: Path) -> Path:
     return sweep(tmp_path, {(PLAIN,): [0.66, 0.70, 0.68], (DEFORMABLE,): [0.71, 0.73, 0.72]})
 
 
-def table(results: Results, folder: Path) -> list[dict[str, str]]:
+def table(results: Results) -> list[dict[str, str]]:
     """results.md's rows, as a Markdown reader splits them."""
-    results.write(folder)
-    lines = [line for line in (folder / f"{results.stem}.md").read_text().splitlines() if line.startswith("|")]
+    write(results)
+    lines = [line for line in (results.folder / f"{results.stem}.md").read_text().splitlines() if line.startswith("|")]
     split = [[cell.strip() for cell in line.replace(r"\|", "\0").split("|")[1:-1]] for line in lines]
     assert len({len(cells) for cells in split}) == 1
     return [dict(zip(split[0], (c.replace("\0", "|") for c in cells), strict=True)) for cells in split[2:]]
@@ -163,7 +166,7 @@ def test_one_run_and_equal_runs_have_no_interval(values: list[float]) -> None:
 
 
 def test_one_row_per_setting(made: Path) -> None:
-    plain, deformable = table(collect(made), made)
+    plain, deformable = table(collect(made))
     assert plain == {
         "setting": f"`{PLAIN}`",
         "runs": "3/3",
@@ -201,7 +204,7 @@ def test_unfinished_runs_are_shown_and_never_dropped(tmp_path: Path) -> None:
         },
     )
     results = collect(folder)
-    plain, deformable, six, nine = table(results, folder)
+    plain, deformable, six, nine = table(results)
     assert plain["runs"] == "2/3, 1 missing"
     assert [plain[f"seed {seed}"] for seed in range(3)] == ["66.00", "missing", "68.00"]
     assert deformable["runs"] == "2/3, 1 failed"
@@ -265,29 +268,29 @@ def test_seeds_may_be_left_out_and_need_not_be_the_same(tmp_path: Path) -> None:
     for job in plan["jobs"]:
         job["overrides"].remove("seed=0")
     edit(folder / "sweep.json", jobs=plan["jobs"])
-    plain, deformable = table(collect(folder), folder)
+    plain, deformable = table(collect(folder))
     assert plain["runs"] == "1/1"
     assert deformable["more than baseline"] == "10.00 (1 pair)"
     for job, seed in zip(plan["jobs"], (4, 5), strict=True):
         job["overrides"].append(f"+seed={seed}")
     edit(folder / "sweep.json", jobs=plan["jobs"])
-    plain, deformable = table(collect(folder), folder)
+    plain, deformable = table(collect(folder))
     assert (plain["seed 4"], plain["seed 5"]) == ("50.00", "")
     assert deformable["more than baseline"] == "-"
 
 
 def test_published_figures_stand_beside_ours(made: Path) -> None:
-    assert "paper, %" not in table(collect(made), made)[0]
+    assert "paper, %" not in table(collect(made))[0]
     (made / f"{DEFORMABLE}_1" / "config.yaml").write_text("paper_miou: 75.2\nother: ${seed}\n")
-    plain, deformable = table(collect(made), made)
+    plain, deformable = table(collect(made))
     assert (plain["paper, %"], deformable["paper, %"]) == ("", "75.20")
     with (made / "results.csv").open(newline="") as file:
         assert [row["paper"] for row in csv.DictReader(file)] == ["", "0.752"]
-    assert "paper, %" not in table(collect(made, "val/loss"), made)[0]
+    assert "paper, %" not in table(collect(made, "val/loss"))[0]
 
 
 def test_loss_is_no_percentage(made: Path) -> None:
-    row = table(collect(made, "val/loss"), made)[0]
+    row = table(collect(made, "val/loss"))[0]
     assert row["val/loss"] == "0.5000"
     assert json.loads((made / "results_val-loss.json").read_text())["metric"] == "val/loss"
 
@@ -326,39 +329,39 @@ def test_names_and_errors_are_no_markup(tmp_path: Path) -> None:
         command="segdcn-train -m 'a=``b`` | c'",
     )
     results = collect(folder)
-    strange_row, _ = table(results, folder)
+    strange_row, _ = table(results)
     assert strange_row["setting"] == f"`` {strange} ``"
     lines = (folder / "results.md").read_text().splitlines()
     assert lines[0] == r"# \*a\* \| \<script\>"
     assert lines[2] == r"``` segdcn-train -m 'a=``b`` \| c' ```"
     console = Console(width=120, record=True, file=sys.stderr)
-    console.print(results)
+    console.print(as_rich(results))
     assert error in console.export_text()
 
 
 def test_same_runs_give_the_same_bytes(made: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    collect(made).write(made)
+    write(collect(made))
     other = tmp_path_factory.mktemp("other") / "moved"
     shutil.copytree(made, other)
     for name in [f"results.{kind}" for kind in KINDS]:
         (other / name).unlink()
-    collect(other).write(other)
+    write(collect(other))
     for name in [f"results.{kind}" for kind in KINDS]:
         assert (made / name).read_bytes() == (other / name).read_bytes(), name
     assert not list(made.glob(".*"))
 
 
 def test_picture_shows_each_setting(made: Path) -> None:
-    collect(made).write(made)
+    write(collect(made))
     small = Image.open(made / "results.png")
     sweep(made / "more", {(f"model.deform.layers={n}",): ["missing"] if n else [0.5, 0.6] for n in range(8)})
-    collect(made / "more").write(made / "more")
+    write(collect(made / "more"))
     large = Image.open(made / "more" / "results.png")
     assert small.width == large.width == 8 * 150
     assert large.height > small.height
     assert np.asarray(small.convert("L")).std() > 10
     sweep(made / "none", {(PLAIN,): ["missing"], (DEFORMABLE,): ["missing"]})
-    collect(made / "none").write(made / "none")  # nothing to draw is no error
+    write(collect(made / "none"))  # nothing to draw is no error
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -375,6 +378,15 @@ def test_command_prints_the_table_and_writes_the_files(made: Path, capsys: pytes
     shown = capsys.readouterr()
     assert "2/3, 1 missing" in shown.out
     assert shown.err == "incomplete: 1 of 6 runs have no figure\n"
+
+
+def test_a_pruned_run_has_no_figure_on_purpose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pruned = {"state": "pruned", "attempts": 1, "error": None}
+    folder = sweep(tmp_path, {(PLAIN,): [0.66], (DEFORMABLE,): [pruned]})
+    assert call(main, "collect", str(folder)) == 0
+    shown = capsys.readouterr()
+    assert "0/1, 1 pruned" in shown.out
+    assert shown.err == ""
 
 
 def damage_metrics(folder: Path) -> None:
@@ -447,7 +459,7 @@ def plan_twice(folder: Path) -> None:
 def test_what_cannot_be_read_is_one_line_and_overwrites_nothing(
     made: Path, capsys: pytest.CaptureFixture[str], damage: Any, said: str
 ) -> None:
-    collect(made).write(made)
+    write(collect(made))
     damage(made)
     before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
     assert call(main, "collect", str(made)) == 1
@@ -458,9 +470,9 @@ def test_what_cannot_be_read_is_one_line_and_overwrites_nothing(
 
 
 def test_another_baseline_has_a_table_of_its_own(made: Path) -> None:
-    collect(made).write(made)
+    write(collect(made))
     before = (made / "results.md").read_bytes()
-    plain, deformable = table(collect(made, baseline=[DEFORMABLE]), made)
+    plain, deformable = table(collect(made, baseline=[DEFORMABLE]))
     assert (deformable["more than baseline"], plain["more than baseline"][:5]) == ("baseline", "-4.00")
     assert (made / "results.md").read_bytes() == before
     with pytest.raises(ValueError, match="none of the sweep's settings"):
@@ -499,7 +511,7 @@ def test_real_run_has_all_columns(first_run: FirstRun, tmp_path: Path) -> None:
     plan = {"name": "one", "command": "", "baseline": None, "metric": "val/miou", "jobs": []}
     plan["jobs"] = [{"folder": "run", "overrides": ["seed=0"]}]
     (tmp_path / "sweep.json").write_text(json.dumps(plan))
-    (row,) = table(collect(tmp_path), tmp_path)
+    (row,) = table(collect(tmp_path))
     figure = json.loads((tmp_path / "run" / "metrics.json").read_text())["val/miou"]
     assert row["val/miou, %"] == f"{100 * figure:.2f}"
     assert all(row[name] for name in ("parameters, M", "GFLOPs", "training", "inference, ms per image"))
@@ -507,14 +519,16 @@ def test_real_run_has_all_columns(first_run: FirstRun, tmp_path: Path) -> None:
 
 
 def test_help_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    code = "import sys, runpy\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    runpy.run_module('segdcn.commands.sweep')\n"
-    code = code.replace("'segdcn.commands.sweep')", "'segdcn.commands.sweep', run_name='__main__')")
+    code = (
+        "import sys\nfrom segdcn.commands.sweep import main\nsys.argv = ['segdcn-sweep', '--help']\ntry:\n    main()\n"
+    )
     code += "except SystemExit:\n    print(sorted({'torch', 'matplotlib', 'scipy', 'rich'} & set(sys.modules)))\n"
     shown = process(tmp_path, "-c", code)
     assert shown.returncode == 0, shown.stderr
     assert "collect" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]"
-    read = process(tmp_path, "-c", "import sys, segdcn.sweep.results; print('torch' in sys.modules)")
+    code = "import sys, segdcn.sweep.collect, segdcn.sweep.publish; print('torch' in sys.modules)"
+    read = process(tmp_path, "-c", code)
     assert read.stdout == "False\n", read.stderr
 
 

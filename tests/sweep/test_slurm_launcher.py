@@ -149,6 +149,15 @@ def test_a_job_that_ends_for_anothers_sake_is_queued_again_and_a_cancelled_one_i
     assert cluster.was_asked("scontrol") == ([f"requeue {'7_3' if array else '9'}"] if queued else [])
 
 
+def test_a_pruned_job_is_not_submitted_again(tmp_path: Path, cluster: Cluster) -> None:
+    cluster.happens = lambda name, run: Record("pruned", attempts=1).write(run) if name == "a" else finish(name, run)
+    sweep = made_sweep(tmp_path / "sweep", *"ab")
+    for _ in range(2):
+        SlurmLauncher(poll_seconds=0.01).run(sweep, sweep.jobs)
+    assert cluster.submitted == ["a", "b"]
+    assert read_record(sweep.path(sweep.jobs[0])).state == "pruned"
+
+
 def test_a_task_runs_the_job_and_passes_the_warning_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segdcn.sweep.slurm.clear", lambda folder: None)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)

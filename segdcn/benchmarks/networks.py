@@ -1,18 +1,48 @@
-"""What deformable layers cost, beside the same network without them."""
+"""What deformable layers cost a network: in a training step, and for one image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import interleaved, peak_megabytes
-from segdcn.models import deformable_layers, plain_twin
+from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
+
+DEFORMABLE_LAYERS = (0, 3, 6)
+
+
+def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Forward, loss, backward and SGD step of DeepLabv3 on a ResNet-50, output stride 16, at 4×3×256×256."""
+    image = torch.randn(4, 3, 256, 256, device=device)
+    label = torch.randint(21, (4, 256, 256), device=device)
+    steps: dict[str, Callable[[], object]] = {}
+    for layers in DEFORMABLE_LAYERS:
+        for backend in ("gather", "torchvision") if layers else ("gather",):
+            torch.manual_seed(0)
+            network = build_deeplab(21, "resnet50", "aspp", weights=None, deform=Deform(layers)).to(device).train()
+            for layer in deformable_layers(network).values():
+                layer.backend = cast(Any, backend)
+                torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # the weights stay, the cost is there
+
+            def step(network: Any = network, optimizer: torch.optim.SGD = optimizer) -> None:
+                with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+                    loss = F.cross_entropy(network(image), label)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                optimizer.zero_grad()
+
+            steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = step
+    medians = interleaved(steps, repeats, image.device)
+    return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
 
 
 def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""The figures of the benchmarks as Markdown tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
+
+
+def _times(row: dict[str, Any]) -> list[str]:
+    return [f"{_number(f.forward_ms)} / {_number(f.training_ms)}" for f in row["figures"].values()]
+
+
+def _number(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1}f}"  # a GPU's times are parts of a millisecond
+
+
+def _geometric_mean(values: Sequence[float]) -> str:
+    return f"{math.exp(statistics.mean(map(math.log, values))):.2f}"
+
+
+def show_convolutions(rows: list[dict[str, Any]]) -> None:
+    """Two tables: time with its ratios, and peak memory."""
+    print("\nDeformable convolution 3×3, offsets of standard deviation 2; ms, forward / forward and backward")
+    names = list(rows[0]["figures"])
+    lines, ratios = [], []
+    for row in rows:
+        conv, torchvisions, _, gather = (row["figures"][name] for name in names)
+        ratio = [
+            slow / fast
+            for slow, fast in (
+                (torchvisions.forward_ms, gather.forward_ms),
+                (torchvisions.training_ms, gather.training_ms),
+                (gather.forward_ms, conv.forward_ms),
+                (gather.training_ms, conv.training_ms),
+            )
+        ]
+        if "depthwise" not in row["case"]:
+            ratios.append(ratio)
+        pairs = [f"{_number(one)} / {_number(other)}" for one, other in (ratio[:2], ratio[2:])]
+        lines.append([row["case"], *_times(row), *pairs])
+    means = [_geometric_mean(column) for column in zip(*ratios, strict=True)]
+    mean_line = ["geometric mean, not depthwise", *[""] * len(names), " / ".join(means[:2]), " / ".join(means[2:])]
+    _table(["N×C×H×W", *names, "torchvision's / gather", "gather / conv2d"], [*lines, mean_line])
+    show_memory(rows)
+
+
+def show_memory(rows: list[dict[str, Any]]) -> None:
+    """Peak memory of each case."""
+    print("\nPeak memory above what was held before; MB, forward / forward and backward")
+    cells = [
+        [row["case"], *(f"{f.forward_mb:.0f} / {f.training_mb:.0f}" for f in row["figures"].values())] for row in rows
+    ]
+    _table(["case", *rows[0]["figures"]], cells)
+
+
+def show_poolings(rows: list[dict[str, Any]]) -> None:
+    """Time of the poolings, and their peak memory."""
+    print(
+        "\nRoI pooling of 1×256×50×75 (1×1029×50×75 position-sensitive), 7×7 bins; ms, forward / forward and backward"
+    )
+    _table(["case", *rows[0]["figures"]], [[row["case"], *_times(row)] for row in rows])
+    show_memory(rows)
+
+
+def show_training_steps(rows: list[dict[str, Any]]) -> None:
+    """One line per network, beside the one without deformable layers."""
+    print("\nTraining step of DeepLabv3, ResNet-50, output stride 16, 4×3×256×256")
+    plain = rows[0]["step_ms"]
+    _table(
+        ["layers, backend", "ms", "of the plain network"],
+        [[row["case"], f"{row['step_ms']:.0f}", f"{row['step_ms'] / plain:.2f}"] for row in rows],
+    )
+
+
+def show_loading(rows: list[dict[str, Any]]) -> None:
+    """One line per number of workers."""
+    print("\nLoading of training images; images per second and worker")
+    columns = list(rows[0])[1:]
+    _table(
+        ["workers", *(name.replace("_", ", ") for name in columns)],
+        [
+            [row["case"], *(f"{row[name]:.2f}" if name == "speedup" else f"{row[name]:.1f}" for name in columns)]
+            for row in rows
+        ],
+    )
+
+
+def show_runtimes(rows: list[dict[str, Any]]) -> None:
+    """One line per image size and runtime."""
+    print(
+        "\nDeepLabv3, ResNet-50, output stride 16, 19 classes; ms, and peak MB above what the process held before it"
+        "\nhad a network (weights included); logits: the largest difference from eager PyTorch's, of their range"
+    )
+    layers = [key for key in rows[0] if key not in ("case", "runtime")]
+    head = [f"{'plain' if n == '0' else f'{n} deformable'}, {unit}" for n in layers for unit in ("ms", "MB", "logits")]
+    lines = []
+    for row in rows:
+        cells = [_runtime_cells(row[n]) for n in layers]
+        lines.append([row["case"], row["runtime"], *(text for cell in cells for text in cell)])
+    _table(["N×C×H×W", "runtime", *head], lines)
+
+
+def _runtime_cells(cell: dict[str, Any] | None) -> list[str]:
+    if cell is None or "missing" in cell:
+        return [cell["missing"] if cell else "", "", ""]
+    memory = "" if cell["mb"] is None else str(cell["mb"])
+    return [f"{cell['ms']:.0f}", memory, f"{cell['difference']:.0e}" if cell.get("difference") else ""]

@@ -1,0 +1,76 @@
+"""What a training says of itself before it begins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from segdcn.data.labels import labels_before_training
+from segdcn.models import deformable_layers
+from segdcn.runs.files import shown
+from segdcn.training.optim import parameter_groups
+
+
+def introduce(config: DictConfig, dataset: Any, network: Any, conditions: dict[str, Any], found: list[str]) -> None:
+    """What is trained on what, in a few lines, and what is odd about the labels.
+
+    found: of what was left to the data and the machine.
+    """
+    notes = labels_before_training(dataset)
+    images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
+    print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+    for line in found:
+        print(line)
+    print(f"network  {_in_words(config.model)}, {conditions['parameters'] / 1e6:.2f} M parameters")
+    print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
+    print(f"batch    {_batch(config, network, conditions['images_per_step'])}")
+    if config.get("hint"):
+        print(f"change   {config.hint}")
+    run = shown(config.output_dir)
+    print(f"run      {run}" + (f", resumed from {Path(config.resume).name}" if config.resume else ""))
+    for note in notes:
+        print(f"note     {note}")
+    sys.stdout.flush()
+
+
+def _in_words(model: DictConfig) -> str:
+    """A network of ours by its parts, another one by its class."""
+    if str(model._target_).endswith(".build_deeplab"):
+        return f"{model.backbone}, {model.head} head, output stride {model.get('output_stride')}"
+    return str(model._target_)
+
+
+def images_per_step(config: DictConfig, trainer: Any) -> dict[str, Any]:
+    """How many images one step of the optimizer sees, and how many the recipe's protocol has."""
+    images = config.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    return {"images_per_step": images, "images_per_step_of_recipe": config.images_per_step}
+
+
+def _batch(config: DictConfig, network: Any, images: int) -> str:
+    """What makes a step, how far it goes, and what of the settings is not as it seems."""
+    batch, accumulated = config.datamodule.batch_size, config.trainer.get("accumulate_grad_batches") or 1
+    parts = [f"{batch} images"]
+    for number, what in ((images // (batch * accumulated), "devices"), (accumulated, "accumulated")):
+        if number > 1:
+            parts.append(f"{number} {what}")
+    total = f" = {images} per step" if len(parts) > 1 else ""
+    rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
+    roles = {group["name"].removesuffix("_no_decay") for group in parameter_groups(network)}
+    factors = {"backbone": config.task.backbone_lr_mult, "offset": config.task.offset_lr_mult}
+    told = [
+        f"{name} x {factors[role]:g}"
+        for role, name in (("backbone", "backbone"), ("offset", "offsets"))
+        if factors[role] != 1 and role in roles
+    ]
+    lines = [" x ".join(parts) + total + rate + (f" ({', '.join(told)})" if told else "")]
+    if config.task.backbone_lr_mult != 1 and "backbone" not in roles:
+        lines.append("note     task.backbone_lr_mult has no effect: the network has no part backbone that learns")
+    if config.images_per_step not in (None, images):
+        lines.append(
+            f"note     the recipe's protocol has {config.images_per_step} images per step, this run {images}:"
+            " trainer.devices x datamodule.batch_size x trainer.accumulate_grad_batches"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""The runs of a page: finished ones, each with a name of its own and the pixels that its figures were counted from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segdcn import MissingFileError, UserError
+from segdcn.evaluation.counts import Counts
+from segdcn.runs.figures import find_counts
+from segdcn.runs.files import shown, typed
+from segdcn.runs.record import RunRecord, read_run
+
+# not what makes a run another one, and places on a machine
+_OF_NO_CONCERN = ("output_dir", "resume", "launcher", "sweep", "callbacks", "logger", "hydra", "name", "report")
+MOST_DIFFERENCES = 3  # of configs in a name
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """A run as a page shows it.
+
+    name: what the page calls it.
+    counts: None where they were not kept; ``lacking`` says so then, and which command mends it.
+    """
+
+    name: str
+    record: RunRecord
+    counts: Counts | None
+    lacking: str
+
+
+def read_finished(folder: Path) -> RunRecord:
+    """Read the folder of a run that has finished.
+
+    Raises: UserError, one line: no folder, a run that has no figures yet, a damaged file.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"no run folder at {shown(folder)}: give one such as runs/shapes/DATE_TIME")
+    record = read_run(folder)
+    if record.state != "finished":
+        raise UserError(
+            f"{shown(folder)} holds no metrics.json: it is no run folder, or its run has not finished;"
+            f" segdcn-train {typed(folder, 'resume')} continues one"
+        )
+    return record
+
+
+def page_run(record: RunRecord, name: str | None = None) -> PageRun:
+    """A run of a page, by default of the record's name."""
+    name = name or record.name
+    try:
+        return PageRun(name, record, find_counts(record), lacking="")
+    except UserError as error:
+        reason = str(error)
+        lacking = (
+            f"{reason[0].upper()}{reason[1:]}: intervals of classes, the confusion matrix and the choice of images"
+            f" need {record.evaluation_command(record.split)}"
+        )
+        return PageRun(name, record, None, lacking)
+
+
+def check_comparable(runs: Sequence[PageRun]) -> None:
+    """That runs have the same classes, but those that were not validated and have no figures.
+
+    Raises: UserError, one line.
+    """
+    first, *others = [run.record for run in runs if run.record.iou] or [runs[0].record]
+    for other in others:
+        if set(other.iou) != set(first.iou):
+            raise UserError(
+                f"{shown(first.folder)} and {shown(other.folder)} cannot be compared: their classes differ"
+                f" ({len(first.iou)} and {len(other.iou)}); give runs on one data set"
+            )
+
+
+def unique_names(records: Sequence[RunRecord]) -> list[str]:
+    """Names that tell the runs of a page apart: by the config's values that differ, where these are few."""
+    configs = [_flat(record.config) for record in records]
+    keys = [
+        key
+        for key in dict.fromkeys(key for config in configs for key in config)
+        if len({repr(config.get(key)) for config in configs}) > 1
+    ]
+    names = [record.name for record in records]
+    if 0 < len(keys) <= MOST_DIFFERENCES:
+        found = [
+            ", ".join([name, *(f"{readable(key)}={config.get(key)}" for key in keys)])
+            for name, config in zip(names, configs, strict=True)
+        ]
+    else:
+        found = [
+            name if names.count(name) == 1 else f"{name} {record.folder.resolve().name}"
+            for name, record in zip(names, records, strict=True)
+        ]
+    return [name if found.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(found, start=1)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value, without what says nothing of the training and what repeats another key."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in _OF_NO_CONCERN:
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif not (isinstance(value, str) and value.startswith("${")):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def readable(override: str) -> str:
+    """``model.deform.layers=3`` without what goes without saying."""
+    return re.sub(r"^\+?(?:model|experiment|dataset)\.", "", override)
