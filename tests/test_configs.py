@@ -131,7 +131,6 @@ def test_data_set_trains(name: str, make: Callable[[Path], Path], tmp_path: Path
     config = compose(
         "train",
         f"dataset={name}",
-        "model=tiny",
         f"dataset.root={root}",
         *settings,
         "datamodule.batch_size=3",
