@@ -27,7 +27,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, made to resume exactly; unless told otherwise best.ckpt, by the mean IoU."""
+    """Lightning's ModelCheckpoint, made to resume exactly; unless asked otherwise best.ckpt, by the mean IoU.
+
+    options: of Lightning's, the others.
+    """
 
     def __init__(
         self,
@@ -35,9 +38,21 @@ class Checkpoint(ModelCheckpoint):
         filename: str = "best",
         monitor: str | None = "val/miou",
         mode: str = "max",
+        every_n_train_steps: int | None = None,
+        save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(dirpath, filename, monitor, mode=mode, **options)
+        super().__init__(
+            dirpath,
+            filename,
+            monitor,
+            mode=mode,
+            every_n_train_steps=every_n_train_steps,
+            save_on_train_epoch_end=save_on_train_epoch_end,
+            enable_version_counter=enable_version_counter,
+            **options,
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
