@@ -18,6 +18,7 @@ myst_heading_anchors = 3  # as GitHub's, so that a link works in either place
 suppress_warnings = ["myst.header"]  # a page made of parts may begin with a smaller heading
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False  # what a class of torch's or Lightning's says is in their documentation
@@ -41,15 +42,16 @@ def link_to_above(link: re.Match[str]) -> str:
 
 
 def plain_text(lines: list[str]) -> None:
-    """A docstring is plain text: a star is a star, and an indented line goes on with the one before."""
+    """A docstring is plain text: a star is a star, an indented line goes on with the one before, a table stays one."""
     made: list[str] = []
     for line in lines:
+        if line.startswith("|"):
+            made += [*([] if made[-1].startswith(" ") else ["::", ""]), f"    {line}"]
+            continue
         goes_on = made and made[-1].strip() and not made[-1].startswith(" ") and not made[-1].endswith(":")
         text = line.strip() if goes_on and line.startswith(" ") else line
         parts = text.split("``")  # every second one is code
-        made.append(
-            "``".join(re.sub(r"[*|]", r"\\\g<0>", part) if n % 2 == 0 else part for n, part in enumerate(parts))
-        )
+        made.append("``".join(re.sub(r"\*", r"\\\g<0>", part) if n % 2 == 0 else part for n, part in enumerate(parts)))
     lines[:] = made
 
 

@@ -30,6 +30,7 @@ SMALL = (
     "datamodule.batch_size=8",
     "datamodule.eval_batch_size=4",
     "datamodule.crop_size=[48,64]",
+    "model=tiny",
     "model.head=aspp",
     "model.head_channels=16",
     "model.output_stride=16",

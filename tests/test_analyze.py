@@ -231,7 +231,13 @@ def test_the_command_is_there_and_tells_itself(tmp_path: Path) -> None:
 def test_camvid_by_its_real_objects(tmp_path: Path) -> None:
     root = real_camvid()
     small = ("trainer.max_steps=1", "trainer.max_epochs=-1", "trainer.limit_val_batches=1", "logger=none")
-    data = ("dataset=camvid", f"dataset.root={root}", "datamodule.num_workers=0", "datamodule.batch_size=2")
+    data = (
+        "dataset=camvid",
+        "model=tiny",
+        f"dataset.root={root}",
+        "datamodule.num_workers=0",
+        "datamodule.batch_size=2",
+    )
     others = ("callbacks.panels=null", "trainer.accelerator=cpu", "name=test", f"output_dir={tmp_path / 'run'}")
     train(compose("train", *data, *small, *others))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"

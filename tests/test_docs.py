@@ -18,6 +18,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from runs import call, compose, one_line
+from test_imports import MAY_IMPORT
 
 import segdcn
 from segdcn.commands import train
@@ -54,6 +55,11 @@ def test_the_pages_were_read() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(PAGE_TEXTS[README].splitlines()) <= 250
+
+
+def test_the_map_has_each_package_above_what_it_imports() -> None:
+    named = re.findall(r"^\| `segdcn/(\w+)/` \|", PAGE_TEXTS[README], re.MULTILINE)
+    assert named == list(reversed(MAY_IMPORT))
 
 
 def test_experiments_exist() -> None:

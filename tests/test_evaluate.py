@@ -246,7 +246,7 @@ def test_a_recipe_counts_by_its_protocol_and_is_rebuilt_from_its_checkpoint(
     """A row of the paper's table in miniature: frozen parts, whole images, length in steps, protocol paper."""
     monkeypatch.chdir(tmp_path)
     root = make_voc(tmp_path / "data", train=[f"2007_00000{number}" for number in range(5)])
-    small = ("model.backbone=resnet_tiny", "model.weights=null", "model.head_channels=16", "datamodule.num_workers=0")
+    small = ("model.backbone=resnet_tiny", "model.weights=null", "+model.head_channels=16", "datamodule.num_workers=0")
     steps = ("trainer.max_steps=4", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4")
     data = (f"dataset.root={root}", "dataset.sbd_root=null")
     options = (*data, *small, *steps, "trainer.check_val_every_n_epoch=1", "logger=none", *CPU)

@@ -209,7 +209,13 @@ def test_a_run_starts_from_another_ones_weights_and_goes_on_without_them(
         for kind, pixels in (("images", np.zeros((48, 64, 3), np.uint8)), ("masks", np.eye(48, 64, dtype=np.uint8))):
             Path("data", split, kind).mkdir(parents=True)
             Image.fromarray(pixels).save(Path("data", split, kind, "a.png"))
-    data = ["dataset=folder", "dataset.root=data", "dataset.class_names=[off,on]", "datamodule.num_workers=0"]
+    data = [
+        "dataset=folder",
+        "model=tiny",
+        "dataset.root=data",
+        "dataset.class_names=[off,on]",
+        "datamodule.num_workers=0",
+    ]
     settings = [setting for setting in SMALL if not setting.startswith(("dataset.", "datamodule.batch"))]
     start = ("model.weights=first/checkpoints/best.ckpt", "optimizer.lr=0", "output_dir=second")
     capsys.readouterr()

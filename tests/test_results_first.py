@@ -19,6 +19,7 @@ from segdcn.training import pictures
 
 FOLDER = (
     "dataset=folder",
+    "model=tiny",
     "datamodule.crop_size=[64,64]",
     "datamodule.num_workers=0",
     "datamodule.batch_size=4",

@@ -99,7 +99,7 @@ def test_other_classes_take_all_but_the_classifier(
     ("changes", "left_out", "told"),
     [
         ({"deform": DEFORM}, set(), None),
-        ({"deform": None}, set(), "not taken: backbone.layer4.0.conv1.offset.weight, "),
+        ({"deform": Deform(0)}, set(), "not taken: backbone.layer4.0.conv1.offset.weight, "),
         (
             {"deform": Deform(layers=3)},
             {"backbone.layer3.0.conv2.offset.weight"},
