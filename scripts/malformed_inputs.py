@@ -93,7 +93,7 @@ def an_image(folder: Path, reference: Path, rng: random.Random) -> Attempt:
 
 def reading(folder: Path, rng: random.Random, *more: str) -> tuple[str, tuple[str, ...]]:
     """A command that reads a data set of one's own."""
-    settings = ("dataset=folder", "model=tiny", f"dataset.root={folder}", *(more or ("dataset.class_names=[a,b,c]",)))
+    settings = ("dataset=folder", f"dataset.root={folder}", *(more or ("dataset.class_names=[a,b,c]",)))
     train = (*TRAINING[3:], *settings, "model=tiny", "datamodule.crop_size=[32,32]", f"output_dir={folder / 'run'}")
     workers = rng.choice((0, 1))
     if rng.random() < 0.6:

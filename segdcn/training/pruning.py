@@ -34,7 +34,7 @@ class Pruning(pl.Callback):
         trial: the trial's number.
         metric: a figure that a validation logs, better when it is more, but for a loss.
         startup_trials: how many trials run to their end before one is pruned.
-        warmup_epochs: epochs of each trial after which it is not pruned.
+        warmup_epochs: the epochs of a trial's beginning after which it is not pruned yet.
     """
 
     def __init__(
