@@ -14,7 +14,7 @@ from hypothesis import settings
 # each other, and on a busy machine they wait long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runs import SMALL, process
+from running import SMALL, process
 
 from segdcn.runs.folder import locked
 

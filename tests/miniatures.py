@@ -1,4 +1,4 @@
-"""Miniature copies of PASCAL VOC 2012, SBD and Cityscapes, in the layout and the file formats of the originals."""
+"""Miniature copies of PASCAL VOC 2012, SBD and Cityscapes, in the layout and the file formats of the originals; noise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
@@ -204,3 +205,9 @@ def _make_street(
     if train_ids:
         table = np.array([train_id for _, train_id in CITYSCAPES_LABELS.values()], np.uint8)
         Image.fromarray(table[ids]).save(folder / f"{name}_{annotation}_labelTrainIds.png")
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
+    """Coarse, so that JPEG keeps it and labels vary over the image."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), channels), np.uint8)
+    return np.ascontiguousarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import BARE, compose
+from running import BARE, compose
 from torch import nn
 
 import segdcn.commands.train

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import assert_composes, commands_in
 from hydra.errors import HydraException
+from named_commands import assert_composes, commands_in
 from omegaconf.errors import OmegaConfBaseException
-from runs import compose
+from running import compose
 
 from segdcn.commands.compose import CONFIG_PATH
 
@@ -67,7 +67,7 @@ def test_many_commands_are_named() -> None:
     assert len(COMMANDS) > 80
 
 
-# what a user's own config adds is tried in tests/data/test_own_dataset.py and tests/test_own_network.py
+# what a user's own config adds is tried in tests/data/test_own_dataset.py and tests/commands/test_own_network.py
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--config-dir" not in command])
 def test_command_composes(command: str) -> None:
     assert_composes(command)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from runs import call, compose, one_line
+from running import call, compose, one_line
 from test_imports import MAY_IMPORT
 
 import segdcn

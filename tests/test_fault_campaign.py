@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import process
+from running import process
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fault_campaign.py"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import make_camvid
+from running import make_camvid
 
 from segdcn.data.camvid import CamVid
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from miniatures import make_cityscapes, make_voc, palette_png
 from PIL import Image
-from runs import call, process
+from running import call, process
 
 from segdcn.commands.data import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import BARE, call
+from running import BARE, call
 
 import segdcn
 from segdcn.commands import evaluate, train

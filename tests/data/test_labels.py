@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from runs import call
+from running import call
 
 from segdcn import MissingFileError
 from segdcn.commands.data import main as check

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import BARE, call
+from running import BARE, call
 
 from segdcn.commands import train
 from segdcn.commands.data import main

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import make_sbd, make_voc, palette_png, sbd_mat
 from PIL import Image
-from runs import process
+from running import process
 
 from segdcn.data.dataset import DataError
 from segdcn.data.voc import VOC

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FirstRun
-from runs import call, one_line
+from running import call, one_line
 
 from segdcn.commands.report import main
 from segdcn.data import Shapes

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from miniatures import make_cityscapes, make_sbd, make_voc
 from PIL import Image
-from runs import BARE, call, one_line, process
+from running import BARE, call, one_line, process
 
 from segdcn.commands import train
 from segdcn.commands.compose import CONFIG_PATH

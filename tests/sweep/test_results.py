@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from runs import call, one_line, process
+from running import call, one_line, process
 
 from segdcn.commands.sweep import main, parse_arguments
 from segdcn.sweep.collect import collect

@@ -23,7 +23,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import TPESampler
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from runs import BARE, call, one_line, process
+from running import BARE, call, one_line, process
 from test_multirun import end_of
 
 from segdcn.commands import train

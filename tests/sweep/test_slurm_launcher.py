@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import submitit
 from made_sweep import made_sweep
-from runs import BARE, process
+from running import BARE, process
 
 from segdcn.sweep.jobs import Record, read_record
 from segdcn.sweep.local import SweepStopped

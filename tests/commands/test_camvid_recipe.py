@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from runs import call, compose, real_camvid
+from running import call, compose, real_camvid
 
 from segdcn.commands.evaluate import main
 from segdcn.commands.train import train

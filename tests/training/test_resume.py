@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, assert_same_run, call, compose, one_line, process, timeless
+from running import BARE, assert_same_run, call, compose, one_line, process, timeless
 
 from segdcn.commands.train import main, train
 from segdcn.training.task import SegmentationTask
@@ -54,7 +54,7 @@ def test_killed_run_ends_like_the_uninterrupted_one(
     whole: Path, tmp_path: Path, moment: str, step: int, setting: tuple[str, ...], saved: int
 ) -> None:
     folder = tmp_path / "run"
-    script = str(Path(__file__).with_name("killed.py"))
+    script = str(Path(__file__).parents[1] / "killed.py")
     killed = process(tmp_path, script, moment, str(step), *RUN, *setting, f"output_dir={folder}")
     assert killed.returncode == -9, killed.stderr
     assert not (folder / "metrics.json").exists()
@@ -159,7 +159,7 @@ def test_signal_between_accumulated_batches_waits_for_the_step(tmp_path: Path) -
 @pytest.mark.slow
 def test_signal_to_a_whole_process_group_spares_the_loading_workers(whole: Path, tmp_path: Path) -> None:
     """As a scheduler sends it: without the workers the run would die before it has saved its state."""
-    script = f"import os, runpy; os.setpgid(0, 0); runpy.run_path({str(Path(__file__).with_name('killed.py'))!r})"
+    script = f"import os, runpy; os.setpgid(0, 0); runpy.run_path({str(Path(__file__).parents[1] / 'killed.py')!r})"
     settings = (*RUN, "datamodule.num_workers=2", f"output_dir={tmp_path}")
     stopped = process(tmp_path, "-c", script, "train", "7", *settings, KILLED_BY="SIGTERM", KILLED_GROUP="1")
     assert stopped.returncode == 143, stopped.stderr

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import FirstRun
 from handmade import tiff
+from miniatures import noise
 from numpy.typing import NDArray
 from PIL import Image
-from runs import process
+from running import process
 
 import segdcn
 from segdcn.data.transforms import EvalTransform
@@ -33,12 +34,6 @@ def checkpoint(first_run: FirstRun) -> Path:
 @pytest.fixture(scope="module")
 def predictor(checkpoint: Path) -> Predictor:
     return segdcn.load(checkpoint, device="cpu")
-
-
-def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
-    """Coarse, so that JPEG keeps it and labels vary over the image."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), channels), np.uint8)
-    return np.ascontiguousarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
 
 
 def test_importing_segdcn_is_light_and_predicting_needs_no_hydra(checkpoint: Path, tmp_path: Path) -> None:

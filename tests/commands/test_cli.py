@@ -13,7 +13,7 @@ import pytest
 from conftest import FirstRun
 from miniatures import make_voc
 from PIL import Image
-from runs import BARE, call, make_camvid, one_line, process
+from running import BARE, call, make_camvid, one_line, process
 
 from segdcn import UserError
 from segdcn.commands import data as data

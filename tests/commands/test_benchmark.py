@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import one_line, process
+from running import one_line, process
 
 from segdcn.benchmarks import networks, operators, runtimes, stopwatch
 from segdcn.commands import benchmark

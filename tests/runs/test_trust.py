@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FirstRun
-from runs import call, one_line
+from running import call, one_line
 
 import segdcn
 from segdcn import UserError

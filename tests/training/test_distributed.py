@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from runs import BARE, assert_same_run, call, clean_environment, compose, one_line, process
+from running import BARE, assert_same_run, call, clean_environment, compose, one_line, process
 from torch import Tensor
 
 from segdcn.commands import evaluate, train
@@ -22,7 +22,7 @@ from segdcn.runs import distributed as processes
 from segdcn.runs.folder import LOCK
 from segdcn.training.losses import SegmentationLoss
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TWO = ("trainer=ddp", "trainer.devices=2", "trainer.sync_batchnorm=false")
 
 # The loss

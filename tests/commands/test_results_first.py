@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import BARE, SMALL, call, make_camvid, process
+from running import BARE, SMALL, call, make_camvid, process
 
 from segdcn.commands import evaluate, train
 from segdcn.commands import figures as figures_module

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import BARE, assert_same_checkpoint, call, one_line, process
+from running import BARE, assert_same_checkpoint, call, one_line, process
 
 from segdcn.commands import evaluate
 from segdcn.commands.train import main
@@ -85,7 +85,7 @@ def test_figures_go_when_the_weights_that_they_are_of_do(whole: Path, tmp_path: 
     shutil.copytree(whole, run)
     config = ("trainer.max_epochs=-1", "trainer.max_steps=20", "datamodule.num_workers=0")
     killed = process(
-        tmp_path, str(Path(__file__).with_name("killed.py")), "train", "18", f"resume={run}", "trust=true", *config
+        tmp_path, str(Path(__file__).parents[1] / "killed.py"), "train", "18", f"resume={run}", "trust=true", *config
     )
     assert killed.returncode == -9
     assert not (run / "metrics.json").exists()

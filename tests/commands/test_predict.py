@@ -17,9 +17,9 @@ import pytest
 import torch
 from conftest import FirstRun
 from handmade import png, spoilt, tiff
+from miniatures import noise
 from PIL import Image
-from runs import BARE, call, compose, make_camvid, one_line, process, real_camvid
-from test_predictor import noise
+from running import BARE, call, compose, make_camvid, one_line, process, real_camvid
 
 import segdcn
 from segdcn.commands import build

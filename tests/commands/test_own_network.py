@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from runs import call, one_line
+from running import call, one_line
 
 import segdcn
 from segdcn.commands import analyze, evaluate, export, predict, train

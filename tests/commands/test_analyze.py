@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, compose, make_camvid, one_line, process, real_camvid
+from running import BARE, call, compose, make_camvid, one_line, process, real_camvid
 
 import segdcn
 from segdcn.analysis import effective_dilation, record, sampling_points

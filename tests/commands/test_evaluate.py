@@ -15,7 +15,7 @@ import torch
 from conftest import FirstRun
 from miniatures import make_cityscapes, make_voc
 from PIL import Image
-from runs import BARE, call, compose, make_camvid, one_line, process
+from running import BARE, call, compose, make_camvid, one_line, process
 
 from segdcn.commands import evaluate
 from segdcn.commands.evaluate import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pytorch_lightning.accelerators import MPSAccelerator
-from runs import BARE, call, compose, one_line
+from running import BARE, call, compose, one_line
 
 from segdcn import UserError
 from segdcn.commands.build import usable_accelerator

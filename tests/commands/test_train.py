@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import FirstRun
 from PIL import Image
-from runs import BARE, assert_same_checkpoint, call, compose, one_line
+from running import BARE, assert_same_checkpoint, call, compose, one_line
 
 from segdcn.commands.train import main, train
 from segdcn.data import Shapes

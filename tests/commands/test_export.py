@@ -16,10 +16,10 @@ import onnx
 import pytest
 import torch
 from conftest import FirstRun
+from miniatures import noise
 from PIL import Image
-from runs import call, one_line, process, real_camvid
+from running import call, one_line, process, real_camvid
 from test_predict import trained
-from test_predictor import noise
 
 import segdcn
 from segdcn.commands.errors import TRY_AGAIN
@@ -32,7 +32,7 @@ from segdcn.interchange.verification import compare
 from segdcn.models import Deform, build_deeplab, deformable_layers
 
 onnxruntime = pytest.importorskip("onnxruntime", minversion="1.25", reason="the first with a DeformConv")
-SCRIPT = Path(__file__).parents[1] / "scripts" / "run_onnx.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "run_onnx.py"
 # python -c BLOCKED NAMES FILE ARGUMENTS: runs the file where importing one of the packages is an error
 BLOCKED = """
 import runpy, sys

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runs import BARE, call
+from running import BARE, call
 
 from segdcn.commands import analyze, train
 from segdcn.commands import report as report

@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import call, one_line
+from running import call, one_line
 
 from segdcn import UserError
 from segdcn.commands import data as data

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from runs import BARE, call, one_line
+from running import BARE, call, one_line
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object, instantiate
 from miniatures import make_cityscapes, make_voc
 from omegaconf import DictConfig, OmegaConf
-from runs import BARE, compose, make_camvid
+from running import BARE, compose, make_camvid
 from torch import nn
 
 from segdcn.commands.compose import CONFIG_PATH

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, one_line, process, waiting
+from running import BARE, call, one_line, process, waiting
 
 from segdcn import MissingFileError, UserError
 from segdcn.commands import analyze, evaluate, train

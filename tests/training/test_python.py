@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from runs import call, one_line
+from running import call, one_line
 from torch import nn
 
 import segdcn
@@ -26,7 +27,7 @@ from segdcn.data import ImageFolder
 from segdcn.models import Deform, build_deeplab, make_deformable
 from segdcn.training import Checkpoint, MetricsFile, OffsetHealth, StopOnSignal
 
-PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
 def make_photos(root: Path, images: int = 4) -> ImageFolder:
@@ -174,7 +175,8 @@ class Asked(pl.Callback):
 pl.seed_everything(0)
 test_python.fit({str(tmp_path)!r}, Asked(), StopOnSignal())
 """
-    ended = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, timeout=120, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120, capture_output=True)
     assert ended.returncode == 128 + signal.SIGTERM, ended.stderr.decode()
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from runs import call, one_line
+from running import call, one_line
 
 from segdcn.commands import evaluate, predict, train
 from segdcn.commands.compose import CONFIG_PATH

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import FirstRun
-from runs import BARE, call, one_line, waiting
+from running import BARE, call, one_line, waiting
 
 from segdcn import UserError
 from segdcn.commands import predict, train
