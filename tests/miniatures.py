@@ -1,4 +1,4 @@
-"""Miniature copies of PASCAL VOC 2012, SBD and Cityscapes, in the layout and the file formats of the originals; noise."""
+"""Miniature copies of PASCAL VOC 2012, SBD and Cityscapes, in the layout and formats of the originals; noise."""
 
 from __future__ import annotations
 

@@ -95,6 +95,15 @@ def test_each_part_imports_what_it_may(path: Path) -> None:
         assert not any(other.startswith(("pytorch_lightning", "lightning")) for other in imported)
 
 
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_stand_at_the_top(path: Path) -> None:
+    """But in the commands, whose --help does not wait for torch, and of packages that are optional or slow to import."""
+    if not module_name(path).startswith("segdcn.commands"):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        delayed = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+        assert not [node.module for node in delayed if str(node.module).startswith("segdcn")]
+
+
 def test_parts_stand_above_what_they_import() -> None:
     order = list(MAY_IMPORT)
     for number, (part, (below, _)) in enumerate(MAY_IMPORT.items()):

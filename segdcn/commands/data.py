@@ -11,7 +11,7 @@ from segdcn.commands.compose import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 
-USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (the same as python -m segdcn.data check ...)
+USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH     (or python -m segdcn.commands.data check ...)
 
 reads every file of a data set and reports what would go wrong in a training; segdcn-data check --help says more"""
 

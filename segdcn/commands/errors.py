@@ -18,6 +18,8 @@ from segdcn.runs.files import shown
 FAILED = 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
+# commands that do nothing else
+_PRINTING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 _NO_SHARED_MEMORY = ("shared memory", "bus error")
 
 
@@ -27,6 +29,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _PRINTING.intersection(sys.argv):  # whoever read has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
         told = explain(error)
         if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

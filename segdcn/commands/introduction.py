@@ -21,7 +21,7 @@ def introduce(config: DictConfig, dataset: Any, network: Any, conditions: dict[s
     """
     notes = labels_before_training(dataset)
     images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
-    print(f"data     {config.name}: {images} images, {len(dataset.class_names)} classes")
+    print(f"data     {type(dataset).__name__}: {images} images, {len(dataset.class_names)} classes")
     for line in found:
         print(line)
     print(f"network  {_in_words(config.model)}, {conditions['parameters'] / 1e6:.2f} M parameters")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from segdcn.data.dataset import ImageMaskFiles, Sample
+from segdcn.data.dataset import ImageMaskFiles, Sample, spread_over
 
 LARGEST, STEP = 512, 32  # pixels: what DeepLab is trained on, and what its strides divide
 LOOKED_AT = 16  # images
@@ -25,8 +25,8 @@ def fitting_crop(
     Raises: DataError where no image can be read.
     """
     sides = []
-    for index in np.unique(np.linspace(0, len(samples) - 1, LOOKED_AT).round().astype(int)) if len(samples) else ():
-        short, long = sorted(_size(samples, int(index)))
+    for index in spread_over(len(samples), LOOKED_AT):
+        short, long = sorted(_size(samples, index))
         factor = 1.0
         if short_side is not None:
             factor = short_side / short if long_side is None else min(short_side / short, long_side / long)

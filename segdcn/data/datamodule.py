@@ -248,7 +248,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
         self._images: dict[str, list[Any]] | None = None
 
     def setup(self, stage: str) -> None:
@@ -318,20 +318,21 @@ class SegmentationDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning calls this before the network and its optimizers are set up."""
         world_size = self._process()[1]
-        saved = state_dict.get("world_size", world_size)
+        saved = state_dict["world_size"]
         if saved != world_size:
             raise UserError(
                 f"the run was trained by {saved} process(es) and cannot go on with {world_size}, which would make"
                 " another batch and another order of images: set trainer.devices and trainer.num_nodes as before"
             )
         self._batches_in_checkpoint = state_dict["trained_batches"]
-        for split, (count, _) in (now := self._images_of_splits()).items():
-            before = state_dict.get("images", now)[split]
-            if before != now[split] and split not in self._told:  # once: the best checkpoint is read at the end too
-                self._told.add(split)
+        for split, now in self._images_of_splits().items():
+            before = state_dict["images"][split]
+            # once: the best checkpoint is read at the end too
+            if before != now and split not in self._warned_of:
+                self._warned_of.add(split)
                 consequence = "the order of training is another" if split == "train" else "figures do not compare"
                 warnings.warn(
-                    f"the {split} split has other images than when the run was saved ({before[0]} then, {count} now):"
+                    f"the {split} split has other images than when the run was saved ({before[0]} then, {now[0]} now):"
                     f" {consequence} with those before",
                     stacklevel=1,  # a line of ours, which is shown without its place
                 )

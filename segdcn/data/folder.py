@@ -23,6 +23,7 @@ from segdcn.data.dataset import (
     ranges,
     read_list,
     read_numbers,
+    spread_over,
     voc_palette,
 )
 
@@ -128,7 +129,7 @@ class ImageFolder:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `split` says them
             masks = [pair.mask for pair in self._pairs(split) if pair.mask is not None]
-        looked_at = [masks[k] for k in np.unique(np.linspace(0, len(masks) - 1, LOOKED_AT).round().astype(int))]
+        looked_at = [masks[place] for place in spread_over(len(masks), LOOKED_AT)]
         found = sorted({int(number) for mask in looked_at for number in np.unique(read_numbers(mask))})
         labels = sorted({mapping.get(number, number) for number in found} - {IGNORE_INDEX})
         some = f"{len(looked_at)} of {len(masks)}" if len(looked_at) < len(masks) else f"all {len(masks)}"

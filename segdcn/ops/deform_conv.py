@@ -79,10 +79,10 @@ def deform_conv2d(
 
 
 def _gather_is_faster(input: Tensor) -> bool:
-    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 18 and 36 (segdcn-benchmark; README).
+    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 18 and 36 (segdcn-benchmark; docs/operators.md).
 
-    On CUDA nothing was measured, so torchvision's kernel is taken. A graph that is exported keeps the operator that
-    ONNX has a node for.
+    On CUDA torchvision's kernel is, but for depthwise convolutions (docs/gpu.md). A graph that is exported keeps the
+    operator that ONNX has a node for.
     """
     exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
     return input.device.type == "cpu" and not exporting

@@ -7,16 +7,15 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 
 from segdcn.analysis import sampling_points
-from segdcn.data.dataset import Sample
+from segdcn.data.dataset import Sample, spread_over
 from segdcn.drawing.decoration import decoration
 from segdcn.drawing.panels import central_pixels, comparison_panel, sampling_panel
 from segdcn.models import deformable_layers
-from segdcn.runs.files import replacing
+from segdcn.runs.files import write_png
 from segdcn.training.folders import output_path
 
 
@@ -52,24 +51,21 @@ class Panels(pl.Callback):
             return
         data, network = cast(Any, trainer).datamodule, cast(nn.Module, pl_module.network)
         samples = data.dataset.split(split)
-        count = min(self.images, len(samples))
-        for number in range(count):
+        for number, place in enumerate(spread_over(len(samples), self.images)):
             with decoration(f"panel {split}_{number}.png", "segdcn-evaluate draws it again"):
-                self._draw(samples[number * len(samples) // count], f"{split}_{number}", data, network, pl_module)
+                self._draw(samples[place], f"{split}_{number}", data, network, pl_module)
 
     def _draw(self, sample: Sample, name: str, data: Any, network: nn.Module, task: Any) -> None:
         image, _ = data.eval_transform(sample.image, sample.label)
         image = image[None].to(task.device)
         prediction = task.evaluator.inference(network, image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         names, palette = [str(one) for one in data.dataset.class_names], data.dataset.palette
-        self._save(comparison_panel(sample.image, sample.label, prediction, names, palette, sample.name), name)
+        panel = comparison_panel(sample.image, sample.label, prediction, names, palette, sample.name)
+        write_png(self.folder / f"{name}.png", panel)
         if deformable_layers(network):
             # an image without a label: where it is looked at then, the network says
             pixels = central_pixels(sample.label) or central_pixels(prediction)
             points = sampling_points(network, image, pixels)
             pairs = [(pixel, depths[-1].numpy()) for pixel, depths in zip(pixels, points, strict=True)]
-            self._save(sampling_panel(sample.image, pairs, sample.name), f"{name}_sampling")
-
-    def _save(self, picture: Image.Image, name: str) -> None:
-        with replacing(self.folder / f"{name}.png") as file:
-            picture.save(file, format="PNG")
+            panel = sampling_panel(sample.image, pairs, sample.name)
+            write_png(self.folder / f"{name}_sampling.png", panel)

@@ -66,7 +66,9 @@ def test_a_training_step_is_timed_per_layer_count_and_backend(
 ) -> None:
     original = networks.build_deeplab
     monkeypatch.setattr(
-        networks, "build_deeplab", lambda *_, deform: original("resnet_tiny", "paper", 21, deform=deform)
+        networks,
+        "build_deeplab",
+        lambda *_, weights, deform: original(21, "resnet_tiny", "paper", weights=weights, deform=deform),
     )
     monkeypatch.setattr(networks, "DEFORMABLE_LAYERS", (0, 2))
     run(monkeypatch, "step", "--repeats", "1", "--output", str(tmp_path / "step.json"))

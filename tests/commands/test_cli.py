@@ -30,7 +30,7 @@ def test_first_run_prints_what_matters_and_nothing_else(first_run: FirstRun) -> 
     assert all(line.startswith("note     val has no pixel of ") for line in notes)  # of eight images
     lines = [line for line in lines if line not in notes]
     shown = first_run.folder.relative_to(first_run.folder.parents[2])
-    assert lines[0] == "data     shapes: 32 train, 8 val images, 6 classes"
+    assert lines[0] == "data     Shapes: 32 train, 8 val images, 6 classes"
     assert lines[1].startswith("network  resnet_tiny, aspp head, output stride 16")
     assert "backbone.layer4" in lines[2]
     assert lines[3] == "batch    8 images, learning rate 0.003 (offsets x 0.1)"

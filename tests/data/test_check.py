@@ -29,7 +29,9 @@ def row(table: str, name: str) -> list[str]:
 
 def test_good_data_ends_with_status_0(tmp_path: Path) -> None:
     root = make_cityscapes(tmp_path / "data")
-    ended = process(tmp_path, "-m", "segdcn.data", "check", "dataset=cityscapes", f"dataset.root={root}", "workers=2")
+    ended = process(
+        tmp_path, "-m", "segdcn.commands.data", "check", "dataset=cityscapes", f"dataset.root={root}", "workers=2"
+    )
     assert ended.returncode == 0, ended.stderr
     assert row(ended.stdout, "val")[1:3] == ["2", "0"]
     assert ended.stdout.splitlines()[-1] == "6 images, 0 problem(s)"
@@ -47,7 +49,7 @@ def test_broken_data_ends_with_status_1_and_every_bad_file(tmp_path: Path) -> No
     shutil.copy(images / "a_0.jpg", images / "b_1.jpg")
     shutil.copy(masks / "a_0.png", masks / "b_1.png")
     (tmp_path / "file").write_text("so that the working folder is not empty")
-    ended = process(tmp_path, "-m", "segdcn.data", "check", "dataset=voc", f"dataset.root={root}", "workers=2")
+    ended = process(tmp_path, "-m", "segdcn.commands.data", "check", "dataset=voc", f"dataset.root={root}", "workers=2")
     assert ended.returncode == 1
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     for line, part in zip(

@@ -171,7 +171,7 @@ def test_python_api(run: Path) -> None:
         "torchvision.models._api.importlib.import_module",
         "torchvision.models.segmentation.deeplabv3.partial",
         "segdcn.training.figures.write_text",
-        "segdcn.training.pictures.replacing",
+        "segdcn.training.pictures.write_png",
         "segdcn.data.dataset.read_image",
         "segdcn.commands.predict.predict",
         "segdcn.runs.files.write_bytes",
