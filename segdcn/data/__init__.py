@@ -1,5 +1,6 @@
 """Data sets, and the batches made of them: files -> (image, label) -> augmentation -> batches."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from segdcn.data.camvid import CamVid
@@ -18,7 +19,5 @@ __all__ = ["VOC", "CamVid", "Cityscapes", "ImageFolder", "Sample", "Segmentation
 def __getattr__(name: str) -> Any:
     # Imported when asked for: who only reads files need not wait seconds for Lightning and albumentations.
     if name == "SegmentationDataModule":
-        from segdcn.data.datamodule import SegmentationDataModule
-
-        return SegmentationDataModule
+        return import_module("segdcn.data.datamodule").SegmentationDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
