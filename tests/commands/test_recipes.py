@@ -199,7 +199,7 @@ def test_a_data_set_of_ones_own_is_a_file_of_its_own_keys(here: Path, capsys: py
     (here / "my_conf" / "dataset" / "ponds.yaml").write_text(text)
     settings = ("--config-dir", "my_conf", "dataset=ponds", "model=tiny")
     assert call(train.main, *settings, *QUICK, "datamodule.batch_size=2") == 0
-    assert "data     Ponds: 4 train, 2 val images, 3 classes" in capsys.readouterr().out
+    assert "data     ImageFolder: 4 train, 2 val images, 3 classes" in capsys.readouterr().out
     config = yaml.safe_load((here / "run" / "config.yaml").read_text())
     assert config["dataset"] == {"_target_": "segdcn.data.ImageFolder", "root": "mine", "class_names": ["a", "b", "c"]}
     assert (config["optimizer"]["_target_"], config["datamodule"]["scale"]) == ("torch.optim.SGD", [0.5, 2.0])

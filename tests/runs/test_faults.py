@@ -26,7 +26,7 @@ from segdcn.runs.files import replacing, write_text
 def half_written(file: Path) -> subprocess.Popen[bytes]:
     """A process that has written a part of the file and waits to be killed."""
     script = (
-        "import pathlib, sys, time; from segdcn.runs.folder import replacing\n"
+        "import pathlib, sys, time; from segdcn.runs.files import replacing\n"
         "with replacing(pathlib.Path(sys.argv[1])) as file:\n"
         "    file.write(b'half' * 1000); file.flush(); print('written', flush=True); time.sleep(60)"
     )
@@ -105,7 +105,7 @@ def test_a_checkpoint_with_something_else_in_it_is_one_line(
         ("trainer.max_epochs=abc", "trainer.max_epochs must be a whole number or null, got 'abc'"),
         ("trainer.max_epoch=3", "Could not override 'trainer.max_epoch'."),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be at least 1, got 0"),
-        ("callbacks.last.filename=[1]", "callbacks.last.filename must be a text or null, got [1]"),
+        ("callbacks.last.filename=[1]", "callbacks.last.filename must be a text, got [1]"),
         ("model.deform.modulated=yes_please", "model.deform.modulated must be true or false"),
         ("task.offset_lr_mult=nan", "task.offset_lr_mult must be a number, got nan"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),

@@ -23,7 +23,7 @@ from conftest import FirstRun
 from running import BARE, call, one_line, process, waiting
 
 from segdcn import MissingFileError, UserError
-from segdcn.commands import analyze, evaluate, train
+from segdcn.commands import analyze, evaluate, run_folder, train
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.runs.environment import environment
 from segdcn.runs.files import write_json, write_text
@@ -220,7 +220,7 @@ def test_a_run_that_is_being_written_is_not_written_twice(
 ) -> None:
     import shutil
 
-    monkeypatch.setattr(train, "owned", partial(owned, wait=0.2))
+    monkeypatch.setattr(run_folder, "owned", partial(owned, wait=0.2))
     folder = tmp_path / "run"
     shutil.copytree(first_run.folder, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
