@@ -97,7 +97,7 @@ def test_each_part_imports_what_it_may(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_imports_stand_at_the_top(path: Path) -> None:
-    """But in the commands, whose --help does not wait for torch, and of packages that are optional or slow to import."""
+    """But in the commands, whose --help does not wait for torch, and of packages that are optional or slow."""
     if not module_name(path).startswith("segdcn.commands"):
         functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
         delayed = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
