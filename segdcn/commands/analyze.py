@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from segdcn.inference.predictor import Predictor
     from segdcn.runs.checkpoint import Checkpoint
 
-WITHOUT_LAYERS = "the network has no 3x3 convolution whose sampling can be followed"
-
 
 @console_script("analyze", freely(lambda key: key.startswith("dataset.")))
 def main(config: DictConfig) -> None:
@@ -87,7 +85,10 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
         "split": config.split if config.images != 0 else None,
     }
     if not last_layers(predictor.network):
-        print(f"note: no effective dilation and no sampling points, since {WITHOUT_LAYERS}")
+        print(
+            "note: no effective dilation and no sampling points, since the network has no 3x3 convolution whose"
+            " sampling can be followed"
+        )
     elif config.images != 0 and len(split):
         with decoration("effective dilation and offset lengths", "the rest is there"):
             result |= _study(config, predictor, dataset, split)
@@ -178,15 +179,13 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     # the bar is for a person who waits: a log file gets none
     bar = Console(stderr=True, quiet=not sys.stderr.isatty())
     return study_split(
-        predictor.network,
+        predictor,
         dataset,
         config.split,
         split,
         places,
-        predictor.transform,
         config.objects,
         config.object_sizes,
-        predictor.device,
         lambda images: track(images, "images", len(places), console=bar, transient=True),
     )
 
