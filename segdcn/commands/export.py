@@ -65,7 +65,7 @@ def export(config: DictConfig) -> Path:
         written = Path(file.name)
         cases = compare(predictor.network, start(written), batches(image, predictor.transform.image))
         figures = judge(cases, config.tolerance, runtime)
-        about = {
+        verified = {
             "file": target.name,
             "file_sha256": file_hash(written),
             "bytes": len(content),
@@ -79,7 +79,7 @@ def export(config: DictConfig) -> Path:
             "opset": config.opset if config.format == "onnx" else None,
             "environment": environment(checkpoint.seed),
         }
-        write_json(report, about)
+        write_json(report, verified)
     _show(cases, runtime, image_name)
     print(f"{shown(target)}  {len(content) / 1e6:.1f} MB, verified in {shown(target)}.json")
     return target
@@ -109,7 +109,7 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     from segdcn import __version__
     from segdcn.models import deformable_layers
 
-    about = {
+    metadata = {
         "input": "image: float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std per channel",
         "output": "logits: float32 (N, K, H, W); the label is the index of the largest of K",
         "class_names": json.dumps(predictor.class_names, ensure_ascii=False),
@@ -124,7 +124,7 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     }
     # of a network of ours; one of another kind has none to tell
     stride = getattr(getattr(predictor.network, "backbone", None), "output_stride", None)
-    return about if stride is None else {**about, "output_stride": str(stride)}
+    return metadata if stride is None else {**metadata, "output_stride": str(stride)}
 
 
 def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
