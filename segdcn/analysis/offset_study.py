@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segdcn import UserError
 from segdcn.analysis.effective_dilation import effective_dilation
 from segdcn.analysis.layers import LayerCall, record
 from segdcn.analysis.objects import box_sides, box_under, cell_centres, object_boxes
 from segdcn.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
+from segdcn.errors import UserError
 from segdcn.inference.predictor import Predictor
 
 SIZES = ("small", "medium", "large")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from segdcn import UserError
 from segdcn.commands.arguments import freely
 from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import decoration
+from segdcn.errors import UserError
 from segdcn.runs.files import file_hash, shown, write_json, write_text
 from segdcn.runs.folder import check_checkpoint, make_folder, reporting, run_folder_of
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.console import plain_script
+from segdcn.errors import UserError
 
 DEFAULT = ("conv", "pool", "step")
 WORKERS = (1, 2)

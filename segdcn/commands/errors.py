@@ -12,7 +12,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from segdcn import UserError, is_out_of_memory, is_passing, one_line
+from segdcn.errors import UserError, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
 FAILED = 1

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from segdcn import UserError, is_passing, one_line
 from segdcn.commands.console import console_script
+from segdcn.errors import UserError, is_passing, one_line
 from segdcn.runs.files import file_hash, replacing, shown, write_json
 from segdcn.runs.folder import make_folder, run_folder_of, unmake_folder
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from segdcn import MissingFileError, UserError, is_passing
 from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
+from segdcn.errors import MissingFileError, UserError, is_passing
 from segdcn.runs.files import shown, write_bytes, write_png, write_text
 from segdcn.runs.folder import make_folder
 

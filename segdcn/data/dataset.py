@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from segdcn import UserError, is_lasting
 from segdcn.data.decoding import Array as Array
 from segdcn.data.decoding import UnreadableError, numbers, photograph
 from segdcn.data.memory import free_memory
+from segdcn.errors import UserError, is_lasting
 
 IGNORE_INDEX = 255
 MOST_STORED = 1 << 16  # numbers of a mask file; labels are 8-bit

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import (
     IGNORE_INDEX,
     Color,
@@ -26,6 +25,7 @@ from segdcn.data.dataset import (
     spread_over,
     voc_palette,
 )
+from segdcn.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png",)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segdcn import MissingFileError, UserError
 from segdcn.data import decoding
 from segdcn.data.dataset import file_errors, read_image
+from segdcn.errors import MissingFileError, UserError
 
 Array: TypeAlias = npt.NDArray[Any]
 

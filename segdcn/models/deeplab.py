@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.models.backbones import Backbone, Features, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages

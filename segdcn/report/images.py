@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError, one_line
 from segdcn.analysis.offset_study import study_split
 from segdcn.data.dataset import Sample, spread_over
+from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.models import deformable_layers

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from segdcn import one_line
 from segdcn.drawing.numbers import percent, signed
+from segdcn.errors import one_line
 from segdcn.runs.files import write_text
 
 log = logging.getLogger(__name__)

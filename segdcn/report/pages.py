@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
 from segdcn.analysis.tables import SIZES
+from segdcn.errors import UserError
 from segdcn.report import comparison, curves, tables
 from segdcn.report.gallery import gallery
 from segdcn.report.images import ImageOptions, OpenedRun, choose_images, offset_study, open_runs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdcn import MissingFileError, UserError
+from segdcn.errors import MissingFileError, UserError
 from segdcn.evaluation.counts import Counts
 from segdcn.runs.figures import find_counts
 from segdcn.runs.files import shown, typed

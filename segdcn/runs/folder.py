@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from segdcn import MissingFileError, UserError, is_lasting
+from segdcn.errors import MissingFileError, UserError, is_lasting
 from segdcn.runs.files import NO_LOCKS, shown, try_to_lock
 
 if sys.platform != "win32":

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.files import read_object, shown, write_json
 
 FILE = "job.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
 from segdcn.runs import job
 from segdcn.runs.files import file_hash, read_object, shown, typed
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
 
 # Of segdcn any class of these modules, and these functions
 _MODULES = (

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
 from segdcn.drawing.numbers import is_loss
+from segdcn.errors import UserError
 from segdcn.runs.files import shown, typed
 from segdcn.runs.record import checked_number, read_run
 from segdcn.sweep.estimate import mean_over_seeds, paired_difference

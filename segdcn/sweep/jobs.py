@@ -21,8 +21,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segdcn import UserError
 from segdcn.drawing.numbers import is_loss
+from segdcn.errors import UserError
 from segdcn.runs.distributed import DIE_WITH_PARENT
 from segdcn.runs.folder import INHERITED_LOCK, LOCK
 from segdcn.runs.job import JobRecord, read_job

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.folder import LOCK, locked
 from segdcn.runs.job import JobRecord
 from segdcn.sweep.jobs import (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segdcn import MissingPackageError, UserError
+from segdcn.errors import MissingPackageError, UserError
 from segdcn.runs.files import read_object, write_json
 from segdcn.runs.folder import LOCK, locked
 from segdcn.sweep.jobs import begun, clear, ended, is_over, read_record, train_command, train_environment

@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from pytorch_lightning.trainer.states import TrainerFn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.job import read_job
 
 STUDY = "segdcn"
