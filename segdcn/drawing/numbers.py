@@ -17,9 +17,9 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return fixed(None if fraction is None else 100 * fraction, digits)
 
 
-def signed(fraction: float | None, digits: int = 2) -> str:
+def signed(fraction: float | None) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.{digits}f}".replace("-", "−")
+    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.2f}".replace("-", "−")
 
 
 def is_loss(metric: str) -> bool:

@@ -152,14 +152,14 @@ class Confusion(NamedTuple):
     words: list[str]
 
 
-def confusion(counts: Counts, most: int = 4) -> Confusion:
-    """The confusion matrix normalised by truth, and its largest confusions in words."""
+def confusion(counts: Counts) -> Confusion:
+    """The confusion matrix normalised by truth, and its four largest confusions in words."""
     matrix = counts.confusion.double()
     totals = matrix.sum(dim=1, keepdim=True)
     shares = matrix / totals
     names = list(counts.class_names)
     wrong = shares.masked_fill(torch.eye(len(names), dtype=torch.bool), 0).nan_to_num(0.0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:most].tolist()
+    order = wrong.flatten().argsort(descending=True, stable=True)[:4].tolist()
     words = [
         f"{percent(float(wrong[row, column]), 1)} % of the pixels of {names[row]} are taken for {names[column]}"
         for row, column in (divmod(place, len(names)) for place in order)
