@@ -148,10 +148,11 @@ def _open(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Sequence[Sam
 
 def _drawn(config: DictConfig, predictor: Predictor, split: Sequence[Sample]) -> list[Sample]:
     """The images to draw, those that can be read."""
-    if config.image is not None:
-        return [_own_image(config.image, predictor)]
-    from segdcn.data.dataset import spread_over
+    from segdcn.data.dataset import Sample, spread_over
 
+    if config.image is not None:  # a photograph has no labels: pixels are chosen by what the network sees in it
+        result = predictor(config.image)
+        return [Sample(result.image, result.labels, Path(config.image).name)]
     found = []
     for place in spread_over(len(split), config.pictures):
         with decoration(f"pictures of image {place} of split {config.split}", "those of other images are there"):
@@ -202,14 +203,6 @@ def _cost(
     with contextlib.suppress(Exception):  # of a data set that cannot be read, which is said elsewhere
         image = (drawn[0] if drawn else split[0]).image
     return compare_cost(predictor.network, predictor.batch(image), repeats)
-
-
-def _own_image(path: str, predictor: Predictor) -> Sample:
-    """A photograph has no labels: pixels are chosen by what the network sees in it."""
-    from segdcn.data import Sample
-
-    result = predictor(path)
-    return Sample(result.image, result.labels, Path(path).name)
 
 
 if __name__ == "__main__":

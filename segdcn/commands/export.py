@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,10 @@ def export(config: DictConfig) -> Path:
         content = program_bytes(predictor.network, metadata, config.deform)
         runtime, start = "torch", open_program
     report = target.with_name(f"{target.name}.json")
-    with _folder_of(target), replacing(target) as file:  # under its name it is seen when it was verified
+    make_folder(target.parent, "output=FILE")
+    with contextlib.ExitStack() as stack:
+        stack.callback(unmake_folder, target.parent)  # what was made for the file and is empty
+        file = stack.enter_context(replacing(target))  # under its name it is seen when it was verified
         file.write(content)
         file.flush()
         written = Path(file.name)
@@ -153,16 +155,6 @@ def _show(cases: list[Agreement], runtime: str, image: str) -> None:
             f"  {case.batch}×3×{case.size[0]}×{case.size[1]}  largest logit difference {case.difference:.1e}"
             f" (logits {low:.1f} to {high:.1f}), {case.differing} of {case.pixels} labels differ"
         )
-
-
-@contextlib.contextmanager
-def _folder_of(target: Path) -> Iterator[None]:
-    """The folder that the file is written to; at the end what was made for it and is empty goes."""
-    make_folder(target.parent, "output=FILE")
-    try:
-        yield
-    finally:
-        unmake_folder(target.parent)
 
 
 if __name__ == "__main__":

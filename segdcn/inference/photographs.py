@@ -18,9 +18,7 @@ from segdcn.errors import MissingFileError, UserError
 
 Array: TypeAlias = npt.NDArray[Any]
 
-
 Photo: TypeAlias = "str | os.PathLike[str] | Image.Image | Array | Tensor"
-
 
 TAKEN = (
     "a file's path, a PIL image, an array that is uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"

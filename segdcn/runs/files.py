@@ -28,7 +28,6 @@ else:
 
 _PARTIAL = ".partial"
 
-
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 
 

@@ -25,16 +25,13 @@ _MODULES = (
     "segdcn.sweep.slurm",
 )
 
-
 _FUNCTIONS = (
     "segdcn.models.deeplab.build_deeplab",
     *(f"segdcn.training.optim.{n}" for n in ("poly", "one_cycle", "step", "constant")),
 )
 
-
 # What recipes use: another setting as it stands. Resolvers such as oc.create could make a target of a text.
 _INTERPOLATION = re.compile(r"\$\{(\.*[\w.]+|hydra:[\w.]+|oc\.select:[\w.]+(,[\w.]+)?)\}")
-
 
 # Of torch, torchvision and Lightning classes of these kinds
 _KINDS = (
