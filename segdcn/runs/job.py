@@ -46,6 +46,9 @@ def read_job(folder: Path) -> JobRecord:
     if values.get("state") not in get_args(State):
         raise UserError(f"{shown(path)} is no job's record: its state is {values.get('state')!r}; {remedy}")
     try:
-        return JobRecord(**values)
+        record = JobRecord(**values)
+        if not (isinstance(record.attempts, int) and isinstance(record.error, str | None)):
+            raise TypeError("its attempts must be a number and its error a text or null")
+        return record
     except TypeError as error:
         raise UserError(f"{shown(path)} is no job's record: {error}; {remedy}") from error

@@ -63,7 +63,7 @@ class RunRecord:
 
         Raises: UserError, one line, for something else than a number.
         """
-        return checked_number(self.metrics, key, self.folder / "metrics.json", _resumed(self.folder))
+        return checked_number(self.metrics, key, self.folder / "metrics.json", resume_command(self.folder))
 
     @property
     def git(self) -> Mapping[str, Any]:
@@ -146,7 +146,7 @@ def read_run(folder: Path, again: str | None = None) -> RunRecord:
     metrics: Mapping[str, Any] = {}
     path, state, error = folder / "metrics.json", "finished", None
     if path.is_file():
-        metrics = read_object(path, f"{again or _resumed(folder)} writes it anew")
+        metrics = read_object(path, f"{again or resume_command(folder)} writes it anew")
     else:
         state, error = _unfinished(folder)
     environment = folder / "environment.json"
@@ -172,7 +172,8 @@ def read_epochs(folder: Path) -> dict[str, Sequence[float]]:
     return {key: [_cell(row.get(key)) for row in rows] for key in (rows[0] if rows else {}) if key}
 
 
-def _resumed(folder: Path) -> str:
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, and at its end writes its figures anew."""
     return f"segdcn-train {typed(folder, 'resume')}"
 
 

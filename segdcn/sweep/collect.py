@@ -11,8 +11,8 @@ from typing import Any
 
 from segdcn.drawing.numbers import is_loss
 from segdcn.errors import UserError
-from segdcn.runs.files import shown, typed
-from segdcn.runs.record import checked_number, read_run
+from segdcn.runs.files import shown
+from segdcn.runs.record import checked_number, read_run, resume_command
 from segdcn.sweep.estimate import mean_over_seeds, paired_difference
 from segdcn.sweep.plan import Job, Sweep, read_sweep
 from segdcn.sweep.results import COSTS, Results, Row, Run
@@ -63,7 +63,7 @@ def _read(sweep: Sweep, job: Job, metric: str) -> Run:
     published = record.published if metric.endswith("/miou") else None
     if record.state != "finished":
         return Run(job, record, record.error, published=published)
-    metrics, folder, again = record.metrics, record.folder, f"segdcn-train {typed(record.folder, 'resume')}"
+    metrics, folder, again = record.metrics, record.folder, resume_command(record.folder)
     if metric.startswith("test/"):
         tested, again = record.evaluation("test"), record.evaluation_command("test")
         if tested is None:
