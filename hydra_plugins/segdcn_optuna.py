@@ -20,8 +20,8 @@ class OptunaSweeper(Sweeper):
         self._options = options
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from segdcn import MissingPackageError
         from segdcn.commands.errors import one_line_errors
+        from segdcn.errors import MissingPackageError
 
         with one_line_errors():
             try:

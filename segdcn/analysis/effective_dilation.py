@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segdcn import UserError
 from segdcn.analysis.layers import LayerCall
+from segdcn.errors import UserError
 
 
 def effective_dilation(call: LayerCall) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.models.deformable import convolutions_3x3, deformable_layers
 from segdcn.ops import DeformConv2d, kernel_points, outside_map
 

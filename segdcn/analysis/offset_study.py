@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from segdcn import UserError
 from segdcn.analysis.effective_dilation import effective_dilation
 from segdcn.analysis.layers import LayerCall, record
 from segdcn.analysis.objects import box_sides, box_under, cell_centres, object_boxes
 from segdcn.data.dataset import IGNORE_INDEX, Sample, SegmentationDataset
-from segdcn.data.transforms import EvalTransform
+from segdcn.errors import UserError
+from segdcn.inference.predictor import Predictor
 
 SIZES = ("small", "medium", "large")
 BIN = 0.01  # pixels: lengths are counted so finely, and shown in BARS wider bins
@@ -31,13 +30,10 @@ Floats = NDArray[np.float64]
 
 
 def study_offsets(
-    network: nn.Module,
+    predictor: Predictor,
     samples: Iterable[Sample],
-    transform: EvalTransform,
-    class_names: Sequence[str],
     object_classes: Sequence[str],
     object_sizes: Sequence[float] | None = None,
-    device: torch.device | None = None,
     instances: Iterable[NDArray[Any]] | None = None,
 ) -> dict[str, Any]:
     """Follow ``record``'s layers over all samples, one image at a time; sums are kept, not maps.
@@ -47,8 +43,8 @@ def study_offsets(
     labelled at all (255) is neither, and counts under "all" alone; a class is the label at the centre.
 
     Args:
-        network: in evaluation mode, on ``device``; plain ones are followed as well.
-        class_names: K names; object_classes: those of them that are objects.
+        predictor: with any network; plain ones are followed as well.
+        object_classes: those of its K classes that are objects.
         object_sizes: the sides in pixels, such as (96, 224) in the paper, below which an object is small and above
             which it is large; None takes those that part these objects into thirds.
         instances: the instance map of each sample, see ``object_boxes``.
@@ -63,6 +59,7 @@ def study_offsets(
         ValueError: unknown classes, sizes that do not grow, no sample, or offsets that are not finite.
     Source: Dai et al. 2017, section 4.2 and table 2.
     """
+    class_names = predictor.class_names
     check_objects(class_names, object_classes, object_sizes)
     countable = [class_names.index(name) for name in object_classes]
     layers: dict[str, _LayerSums] = {}
@@ -70,7 +67,7 @@ def study_offsets(
     for sample, numbered in zip(samples, repeat(None) if instances is None else instances, strict=False):
         boxes = object_boxes(sample.label, countable, numbered)
         sides.append(box_sides(boxes))
-        for call in record(network, transform.image(sample.image)[None].to(device)):
+        for call in record(predictor.network, predictor.batch(sample.image)):
             sums = layers.setdefault(call.name, _LayerSums(call, len(class_names)))
             sums.add(call, sample.label, boxes, countable)
     if not sides:
@@ -95,15 +92,13 @@ def study_offsets(
 
 
 def study_split(
-    network: nn.Module,
+    predictor: Predictor,
     dataset: SegmentationDataset,
     split: str,
     samples: Sequence[Sample],
     places: Sequence[int],
-    transform: EvalTransform,
     object_classes: Sequence[str] | None = None,
     object_sizes: Sequence[float] | None = None,
-    device: torch.device | None = None,
     progress: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
 ) -> dict[str, Any]:
     """``study_offsets`` of some images of a split, with what its data set knows of objects.
@@ -118,13 +113,10 @@ def study_split(
     instances = getattr(dataset, "instances", None)
     maps = None if instances is None else instances(split)
     return study_offsets(
-        network,
+        predictor,
         progress(samples[place] for place in places),
-        transform,
-        list(dataset.class_names),
         list(object_classes),
         object_sizes,
-        device,
         None if maps is None else (maps[place] for place in places),
     )
 

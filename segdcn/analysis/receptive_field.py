@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 
 
 def effective_receptive_field(network: nn.Module, image: Tensor, pixels: Sequence[tuple[int, int]]) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segdcn import UserError
 from segdcn.analysis.layers import LayerCall, record
+from segdcn.errors import UserError
 
 
 def sampling_points(

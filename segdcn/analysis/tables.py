@@ -7,16 +7,18 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segdcn.analysis.offset_study import SIZES as OBJECT_SIZES
+
 Rows = list[list[str]]
+SIZES = (*OBJECT_SIZES, "background")
 
 
 def dilation_rows(study: Mapping[str, Any]) -> Rows:
     """Effective dilations in the form of the paper's Table 2: the last layer first, mean ± std over filters."""
-    groups = ("small", "medium", "large", "background")
-    rows = [["layer", "dilation", *groups]]
+    rows = [["layer", "dilation", *SIZES]]
     for layer in reversed(study["layers"]):
         found = layer["effective_dilation"]
-        rows.append([_name(layer), _dilation(layer), *(_mean(found[group]) for group in groups)])
+        rows.append([_name(layer), _dilation(layer), *(_mean(found[group]) for group in SIZES)])
     return rows
 
 
@@ -50,7 +52,7 @@ def cost_rows(cost: Mapping[str, Any]) -> Rows:
 
 
 def markdown(rows: Rows) -> str:
-    """A table for a README."""
+    """A table for a page of documentation."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 

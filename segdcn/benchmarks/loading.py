@@ -13,7 +13,6 @@ from typing import Any
 import albumentations as A  # type: ignore[import-untyped]
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,7 +32,6 @@ def measure(
     workers: int = 1,
     seconds: float = 3.0,
     rounds: int = 5,
-    seed: int = 0,
 ) -> dict[str, float]:
     """Time loaders of single training items, each for some seconds in turn within a round; medians over the rounds.
 
@@ -56,11 +54,11 @@ def measure(
     settings = (crop_size, scale, flip, photometric)
     pipeline, naive, nothing = TrainTransform(*settings), naive_train_transform(*settings), _shape
     loaders = {
-        "pipeline": _endless_loader(samples, pipeline, workers, seed),
-        "naive": _endless_loader(_PillowImages(samples), naive, workers, seed),
-        "naive_order": _endless_loader(samples, naive, workers, seed),
-        "decode": _endless_loader(samples, nothing, workers, seed),
-        "decode_pillow": _endless_loader(_PillowImages(samples), nothing, workers, seed),
+        "pipeline": _endless_loader(samples, pipeline, workers),
+        "naive": _endless_loader(_PillowImages(samples), naive, workers),
+        "naive_order": _endless_loader(samples, naive, workers),
+        "decode": _endless_loader(samples, nothing, workers),
+        "decode_pillow": _endless_loader(_PillowImages(samples), nothing, workers),
     }
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
@@ -102,25 +100,22 @@ _PREFETCH = 2  # items that each worker has ready
 
 
 class _Items(Dataset[Any]):
-    """Sample `index` as prepared for a seed."""
-
-    def __init__(self, samples: Sequence[Sample], prepare: Prepare, seed: int) -> None:
-        self.samples, self.prepare, self.seed = samples, prepare, seed
+    def __init__(self, samples: Sequence[Sample], prepare: Prepare) -> None:
+        self.samples, self.prepare = samples, prepare
 
     def __getitem__(self, number: int) -> Any:
         image, label, _ = self.samples[number % len(self.samples)]
-        return self.prepare(image, label, self.seed + number)
+        return self.prepare(image, label, number)
 
 
-def _endless_loader(samples: Sequence[Sample], prepare: Prepare, workers: int, seed: int) -> Iterator[Any]:
+def _endless_loader(samples: Sequence[Sample], prepare: Prepare, workers: int) -> Iterator[Any]:
     loader = DataLoader(
-        _Items(samples, prepare, seed),
+        _Items(samples, prepare),
         batch_size=None,
         sampler=itertools.count(),
         num_workers=workers,
         prefetch_factor=_PREFETCH if workers else None,
         worker_init_fn=single_threaded_worker,
-        generator=torch.Generator().manual_seed(seed),
     )
     return iter(loader)
 

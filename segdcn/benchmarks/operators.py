@@ -22,12 +22,9 @@ CONVOLUTIONS = (
     (2, 64, 64, 64, 1),
 )
 
-
 DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
 
-
 REGIONS = (64, 300)
-
 
 OFFSET_DEVIATION = 2.0  # pixels
 

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segdcn import MissingPackageError
 from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import reset_peak, resident_megabytes
+from segdcn.errors import MissingPackageError
 from segdcn.interchange.graph import Deformation
 from segdcn.interchange.onnx import onnx_bytes, open_onnx
 from segdcn.interchange.verification import Runner

@@ -1,1 +1,1 @@
-"""What the console scripts share: how they begin, compose their config and end."""
+"""The console scripts, a file each, and what they share: how they begin, compose their config and end."""

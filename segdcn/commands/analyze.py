@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from segdcn import UserError
 from segdcn.commands.arguments import freely
 from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import decoration
+from segdcn.errors import UserError
 from segdcn.runs.files import file_hash, shown, write_json, write_text
 from segdcn.runs.folder import check_checkpoint, make_folder, reporting, run_folder_of
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from segdcn.data import Sample
     from segdcn.inference.predictor import Predictor
     from segdcn.runs.checkpoint import Checkpoint
-
-WITHOUT_LAYERS = "the network has no 3x3 convolution whose sampling can be followed"
 
 
 @console_script("analyze", freely(lambda key: key.startswith("dataset.")))
@@ -87,7 +85,10 @@ def _analyze(config: DictConfig, pixels: Sequence[Pixel], folder: Path) -> dict[
         "split": config.split if config.images != 0 else None,
     }
     if not last_layers(predictor.network):
-        print(f"note: no effective dilation and no sampling points, since {WITHOUT_LAYERS}")
+        print(
+            "note: no effective dilation and no sampling points, since the network has no 3x3 convolution whose"
+            " sampling can be followed"
+        )
     elif config.images != 0 and len(split):
         with decoration("effective dilation and offset lengths", "the rest is there"):
             result |= _study(config, predictor, dataset, split)
@@ -147,10 +148,11 @@ def _open(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Sequence[Sam
 
 def _drawn(config: DictConfig, predictor: Predictor, split: Sequence[Sample]) -> list[Sample]:
     """The images to draw, those that can be read."""
-    if config.image is not None:
-        return [_own_image(config.image, predictor)]
-    from segdcn.data.dataset import spread_over
+    from segdcn.data.dataset import Sample, spread_over
 
+    if config.image is not None:  # a photograph has no labels: pixels are chosen by what the network sees in it
+        result = predictor(config.image)
+        return [Sample(result.image, result.labels, Path(config.image).name)]
     found = []
     for place in spread_over(len(split), config.pictures):
         with decoration(f"pictures of image {place} of split {config.split}", "those of other images are there"):
@@ -178,15 +180,13 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
     # the bar is for a person who waits: a log file gets none
     bar = Console(stderr=True, quiet=not sys.stderr.isatty())
     return study_split(
-        predictor.network,
+        predictor,
         dataset,
         config.split,
         split,
         places,
-        predictor.transform,
         config.objects,
         config.object_sizes,
-        predictor.device,
         lambda images: track(images, "images", len(places), console=bar, transient=True),
     )
 
@@ -203,14 +203,6 @@ def _cost(
     with contextlib.suppress(Exception):  # of a data set that cannot be read, which is said elsewhere
         image = (drawn[0] if drawn else split[0]).image
     return compare_cost(predictor.network, predictor.batch(image), repeats)
-
-
-def _own_image(path: str, predictor: Predictor) -> Sample:
-    """A photograph has no labels: pixels are chosen by what the network sees in it."""
-    from segdcn.data import Sample
-
-    result = predictor(path)
-    return Sample(result.image, result.labels, Path(path).name)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.console import plain_script
+from segdcn.errors import UserError
 
 DEFAULT = ("conv", "pool", "step")
 WORKERS = (1, 2)
@@ -45,17 +45,18 @@ def run(options: argparse.Namespace) -> None:
         "runtimes": (lambda: runtimes.measure(repeats), tables.show_runtimes),
         "data": (lambda: loading(repeats, options.overrides), tables.show_loading),
     }
-    about = environment(seed=0)
+    conditions = environment(seed=0)
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     print(
-        f"{versions}, {options.dtype}, {about['device']}, {about['threads']} threads, medians of {repeats}", flush=True
+        f"{versions}, {options.dtype}, {conditions['device']}, {conditions['threads']} threads, medians of {repeats}",
+        flush=True,
     )
     results: dict[str, Any] = {}
     for name in options.which:
         measure, show = benchmarks[name]
         rows = measure()
         results[name] = [_plain(row) for row in rows]
-        write_json(options.output, {"environment": about, "dtype": options.dtype, **results})
+        write_json(options.output, {"environment": conditions, "dtype": options.dtype, **results})
         show(rows)
     print(f"\nfigures in {options.output}")
 

@@ -14,11 +14,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
-from segdcn import UserError, is_passing
 from segdcn.commands.compose import plain
 from segdcn.commands.errors import is_misconfiguration
 from segdcn.data.crops import fitting_crop
 from segdcn.data.datamodule import check_world_size
+from segdcn.errors import UserError, is_passing
 from segdcn.evaluation import Evaluator, get_protocol
 from segdcn.evaluation.protocols import CityscapesLike
 from segdcn.models.contract import check_logits

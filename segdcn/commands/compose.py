@@ -9,7 +9,7 @@ from hydra.conf import HydraConf
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn import UserError
+from segdcn.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # a wheel carries the configs inside the package; in a checkout they lie beside it

@@ -58,14 +58,14 @@ def _hydra_in_one_line() -> Iterator[None]:
     """What Hydra says of a command line, in several lines of its own, is told as any other error."""
     original = utils.run_and_report
 
-    def told(func: Any) -> Any:
+    def run(func: Any) -> Any:
         def in_one_line() -> Any:
             with one_line_errors():
                 return func()
 
         return original(in_one_line)
 
-    utils.run_and_report = told
+    utils.run_and_report = run
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from segdcn import UserError, is_out_of_memory, is_passing, one_line
+from segdcn.errors import UserError, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
 FAILED = 1
@@ -32,10 +32,10 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, BrokenPipeError) and _PRINTING.intersection(sys.argv):  # whoever read has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        told = explain(error)
-        if told is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        explained = explain(error)
+        if explained is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        message, status = told
+        message, status = explained
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.exit(status)
 
@@ -73,10 +73,10 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return line, TRY_AGAIN
     if isinstance(cause, OSError):
         where = f"{shown(os.fsdecode(cause.filename))}: " if isinstance(cause.filename, str | bytes) else ""
-        told = f"{where}{cause.strerror or message}"
+        line = f"{where}{cause.strerror or message}"
         if is_passing(cause):
-            return f"{told}; when that is mended, give the command again", TRY_AGAIN
-        return told, FAILED
+            return f"{line}; when that is mended, give the command again", TRY_AGAIN
+        return line, FAILED
     return None
 
 

@@ -11,12 +11,12 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn import UserError
 from segdcn.commands.arguments import freely
 from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
+from segdcn.errors import UserError
 from segdcn.runs.distributed import is_first
 from segdcn.runs.files import file_hash, shown, write_json
 from segdcn.runs.folder import check_checkpoint, owned, reporting, run_folder_of

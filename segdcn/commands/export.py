@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from segdcn import UserError, is_passing, one_line
 from segdcn.commands.console import console_script
+from segdcn.errors import UserError, is_passing, one_line
 from segdcn.runs.files import file_hash, replacing, shown, write_json
 from segdcn.runs.folder import make_folder, run_folder_of, unmake_folder
 
@@ -59,13 +58,16 @@ def export(config: DictConfig) -> Path:
         content = program_bytes(predictor.network, metadata, config.deform)
         runtime, start = "torch", open_program
     report = target.with_name(f"{target.name}.json")
-    with _folder_of(target), replacing(target) as file:  # under its name it is seen when it was verified
+    make_folder(target.parent, "output=FILE")
+    with contextlib.ExitStack() as stack:
+        stack.callback(unmake_folder, target.parent)  # what was made for the file and is empty
+        file = stack.enter_context(replacing(target))  # under its name it is seen when it was verified
         file.write(content)
         file.flush()
         written = Path(file.name)
         cases = compare(predictor.network, start(written), batches(image, predictor.transform.image))
         figures = judge(cases, config.tolerance, runtime)
-        about = {
+        verified = {
             "file": target.name,
             "file_sha256": file_hash(written),
             "bytes": len(content),
@@ -79,7 +81,7 @@ def export(config: DictConfig) -> Path:
             "opset": config.opset if config.format == "onnx" else None,
             "environment": environment(checkpoint.seed),
         }
-        write_json(report, about)
+        write_json(report, verified)
     _show(cases, runtime, image_name)
     print(f"{shown(target)}  {len(content) / 1e6:.1f} MB, verified in {shown(target)}.json")
     return target
@@ -109,7 +111,7 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     from segdcn import __version__
     from segdcn.models import deformable_layers
 
-    about = {
+    metadata = {
         "input": "image: float32 (N, 3, H, W), RGB, (pixel / 255 - mean) / std per channel",
         "output": "logits: float32 (N, K, H, W); the label is the index of the largest of K",
         "class_names": json.dumps(predictor.class_names, ensure_ascii=False),
@@ -124,7 +126,7 @@ def describe(predictor: Predictor, checkpoint: Checkpoint) -> dict[str, str]:
     }
     # of a network of ours; one of another kind has none to tell
     stride = getattr(getattr(predictor.network, "backbone", None), "output_stride", None)
-    return about if stride is None else {**about, "output_stride": str(stride)}
+    return metadata if stride is None else {**metadata, "output_stride": str(stride)}
 
 
 def _image(path: str | None, checkpoint: Checkpoint) -> tuple[Array, str]:
@@ -153,16 +155,6 @@ def _show(cases: list[Agreement], runtime: str, image: str) -> None:
             f"  {case.batch}×3×{case.size[0]}×{case.size[1]}  largest logit difference {case.difference:.1e}"
             f" (logits {low:.1f} to {high:.1f}), {case.differing} of {case.pixels} labels differ"
         )
-
-
-@contextlib.contextmanager
-def _folder_of(target: Path) -> Iterator[None]:
-    """The folder that the file is written to; at the end what was made for it and is empty goes."""
-    make_folder(target.parent, "output=FILE")
-    try:
-        yield
-    finally:
-        unmake_folder(target.parent)
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ def _batch(config: DictConfig, network: Any, images: int) -> str:
     rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
     roles = {group["name"].removesuffix("_no_decay") for group in parameter_groups(network)}
     factors = {"backbone": config.task.backbone_lr_mult, "offset": config.task.offset_lr_mult}
-    told = [
+    factors_in_words = [
         f"{name} x {factors[role]:g}"
         for role, name in (("backbone", "backbone"), ("offset", "offsets"))
         if factors[role] != 1 and role in roles
     ]
-    lines = [" x ".join(parts) + total + rate + (f" ({', '.join(told)})" if told else "")]
+    lines = [" x ".join(parts) + total + rate + (f" ({', '.join(factors_in_words)})" if factors_in_words else "")]
     if config.task.backbone_lr_mult != 1 and "backbone" not in roles:
         lines.append("note     task.backbone_lr_mult has no effect: the network has no part backbone that learns")
     if config.images_per_step not in (None, images):

@@ -18,9 +18,9 @@ from hydra.types import HydraContext
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from segdcn import UserError
 from segdcn.commands.compose import build_dataset, check_hydra_keys
 from segdcn.commands.recipes import run_name
+from segdcn.errors import UserError
 from segdcn.runs.files import shown
 from segdcn.runs.folder import locked, make_folder
 from segdcn.runs.overrides import is_of_the_place, split_override

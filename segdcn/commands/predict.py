@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from segdcn import MissingFileError, UserError, is_passing
 from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
+from segdcn.errors import MissingFileError, UserError, is_passing
 from segdcn.runs.files import shown, write_bytes, write_png, write_text
 from segdcn.runs.folder import make_folder
 
@@ -45,19 +45,6 @@ class Found(NamedTuple):
     files: dict[str, Path]
     others: list[Path]
     problems: list[str]
-
-
-@dataclass
-class Results:
-    """What is told of all files at the end.
-
-    areas: file, class, pixels, share; the rows of areas.csv.
-    dark: images that are nearly black.
-    """
-
-    areas: list[tuple[str, str, int, float]] = field(default_factory=list)
-    images: int = 0
-    dark: list[str] = field(default_factory=list)
 
 
 @console_script("predict")
@@ -97,34 +84,33 @@ def predict(config: DictConfig) -> list[str]:
         inference=instantiate(config.inference, _convert_="all"),
         trust=config.trust,
     )
-    failed: list[str] = []
-    results = Results()
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # the bar is for a person who waits: a log file gets none
+    console = Console(stderr=True, quiet=not sys.stderr.isatty())
+    work = _Work(config, predictor, Progress(*columns, console=console, transient=True))
+    failed: list[str] = []
     try:
-        # the bar is for a person who waits: a log file gets none
-        quiet = not sys.stderr.isatty()
-        with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
-            task = progress.add_task("files", total=len(found.files))
+        with work.progress:
+            task = work.progress.add_task("files", total=len(found.files))
             for name, path in found.files.items():
-                run = _predict_video if path.suffix.lower() in VIDEOS else _predict_image
                 try:
-                    run(predictor, path, name, config, results, progress)
+                    (work.video if path.suffix.lower() in VIDEOS else work.image)(path, name)
                 except Exception as error:
                     if is_passing(error):
                         raise
                     failed.append(_problem(path, error))
-                progress.advance(task)
+                work.progress.advance(task)
     except BaseException:  # also where a person ends it
         with suppress(OSError):  # the first error is the one to tell
-            _write_areas(results, config)
+            work.write_areas()
         raise
-    _write_areas(results, config)
+    work.write_areas()
     print(
         f"{len(found.files) - len(failed)} of {len(found.files)} file(s) predicted, in {printable(str(shown(output)))}"
     )
-    if results.dark:
-        many = f"{len(results.dark):,} of {results.images:,} image(s)"
-        print(f"note: {dark_note(many, printable(results.dark[0]))}")
+    if work.dark:
+        many = f"{len(work.dark):,} of {work.images:,} image(s)"
+        print(f"note: {dark_note(many, printable(work.dark[0]))}")
     if found.others:
         print(passed_over(found.others))
     return found.problems + failed
@@ -199,80 +185,91 @@ def _problem(path: Path, error: Exception) -> str:
     return message if name in message else f"{name}: {message}"
 
 
-def _write_areas(results: Results, config: DictConfig) -> None:
-    """areas.csv, where it is asked for; bytes of a file's name that are not UTF-8 are written as escapes."""
-    if not config.areas:
-        return
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("file", "class", "pixels", "share"))
-    writer.writerows((file, label, pixels, f"{share:.6f}") for file, label, pixels, share in results.areas)
-    write_text(Path(config.output) / "areas.csv", table.getvalue())
+@dataclass
+class _Work:
+    """Files that are predicted one by one, and what is told of all of them at the end.
 
+    areas: file, class, pixels, share; the rows of areas.csv.
+    dark: images that are nearly black.
+    """
 
-def _predict_image(
-    predictor: Predictor, path: Path, name: str, config: DictConfig, results: Results, progress: Progress
-) -> None:
-    import numpy as np
+    config: DictConfig
+    predictor: Predictor
+    progress: Progress
+    areas: list[tuple[str, str, int, float]] = field(default_factory=list)
+    images: int = 0
+    dark: list[str] = field(default_factory=list)
 
-    output = Path(config.output)
-    result = predictor(path, probabilities=config.probabilities)
-    results.images += 1
-    if is_dark(result.image):
-        results.dark.append(_file(path, config))
-    write_png(output / f"{name}_labels.png", result.palette_image())
-    results.areas += _areas(result, _file(path, config))  # before what is there to look at, which may fail
-    if config.overlay:
-        height, width = result.labels.shape
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output)
+
+    def image(self, path: Path, name: str) -> None:
+        import numpy as np
+
+        result = self.predictor(path, probabilities=self.config.probabilities)
+        self.images += 1
+        if is_dark(result.image):
+            self.dark.append(self._file(path))
+        write_png(self.output / f"{name}_labels.png", result.palette_image())
+        self._add_areas(result, self._file(path))  # before what is there to look at, which may fail
+        if self.config.overlay:
+            height, width = result.labels.shape
+            try:
+                check_fits(width, height, OVERLAY_BYTES)
+            except UnreadableError as error:
+                raise DataError(f"{path}: its overlay {error}; its labels are written") from None
+            write_png(self.output / f"{name}_overlay.png", result.overlay())
+        if self.config.probabilities:
+            content = io.BytesIO()
+            np.savez_compressed(content, probabilities=result.probabilities.astype(np.float16))
+            write_bytes(self.output / f"{name}_probabilities.npz", content.getvalue())
+
+    def video(self, path: Path, name: str) -> None:
+        """Frame by frame: one is in memory at a time."""
+        import numpy as np
+
+        from segdcn.commands.videos import mp4, opened_video
+
+        if self.config.probabilities:
+            raise UserError("probabilities=true is for images, not for a video's frames")
+        task = self.progress.add_task(printable(path.name), total=None)
         try:
-            check_fits(width, height, OVERLAY_BYTES)
-        except UnreadableError as error:
-            raise DataError(f"{path}: its overlay {error}; its labels are written") from None
-        write_png(output / f"{name}_overlay.png", result.overlay())
-    if config.probabilities:
-        content = io.BytesIO()
-        np.savez_compressed(content, probabilities=result.probabilities.astype(np.float16))
-        write_bytes(output / f"{name}_probabilities.npz", content.getvalue())
+            with opened_video(path) as video, mp4(self.output / f"{name}_overlay.mp4", video.rate) as write:
+                self.progress.update(task, total=video.expected or None)
+                for number, frame in enumerate(video.frames()):
+                    result = self.predictor(frame)
+                    self._add_areas(result, f"{self._file(path)}#{number}")
+                    if self.config.frames:
+                        write_png(self.output / f"{name}_labels" / f"{number:06d}.png", result.palette_image())
+                    if self.config.overlay:
+                        write(np.asarray(result.overlay(legend="all")))
+                    self.progress.advance(task)
+        finally:
+            self.progress.remove_task(task)
+        video.check_whole()
 
+    def write_areas(self) -> None:
+        """areas.csv, where it is asked for; bytes of a file's name that are not UTF-8 are written as escapes."""
+        if not self.config.areas:
+            return
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("file", "class", "pixels", "share"))
+        writer.writerows((file, label, pixels, f"{share:.6f}") for file, label, pixels, share in self.areas)
+        write_text(self.output / "areas.csv", table.getvalue())
 
-def _predict_video(
-    predictor: Predictor, path: Path, name: str, config: DictConfig, results: Results, progress: Progress
-) -> None:
-    """Frame by frame: one is in memory at a time."""
-    import numpy as np
+    def _add_areas(self, result: Prediction, file: str) -> None:
+        if self.config.areas:
+            counts = count_labels(result.labels)[: len(result.class_names)].tolist()
+            pixels = result.labels.size
+            named = zip(result.class_names, counts, strict=True)
+            self.areas += [(file, name, count, count / pixels) for name, count in named]
 
-    from segdcn.commands.videos import mp4, opened_video
-
-    if config.probabilities:
-        raise UserError("probabilities=true is for images, not for a video's frames")
-    output = Path(config.output)
-    task = progress.add_task(printable(path.name), total=None)
-    try:
-        with opened_video(path) as video, mp4(output / f"{name}_overlay.mp4", video.rate) as write:
-            progress.update(task, total=video.expected or None)
-            for number, frame in enumerate(video.frames()):
-                result = predictor(frame)
-                if config.areas:
-                    results.areas += _areas(result, f"{_file(path, config)}#{number}")
-                if config.frames:
-                    write_png(output / f"{name}_labels" / f"{number:06d}.png", result.palette_image())
-                if config.overlay:
-                    write(np.asarray(result.overlay(legend="all")))
-                progress.advance(task)
-    finally:
-        progress.remove_task(task)
-    video.check_whole()
-
-
-def _file(path: Path, config: DictConfig) -> str:
-    """As areas.csv names it."""
-    return path.name if path == Path(config.input) else path.relative_to(config.input).as_posix()
-
-
-def _areas(result: Prediction, file: str) -> list[tuple[str, str, int, float]]:
-    counts = count_labels(result.labels)[: len(result.class_names)].tolist()
-    pixels = result.labels.size
-    return [(file, name, count, count / pixels) for name, count in zip(result.class_names, counts, strict=True)]
+    def _file(self, path: Path) -> str:
+        """As areas.csv names it."""
+        source = Path(self.config.input)
+        return path.name if path == source else path.relative_to(source).as_posix()
 
 
 if __name__ == "__main__":

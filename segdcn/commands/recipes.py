@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.overrides import split_override
 
 SHAPES = "shapes"

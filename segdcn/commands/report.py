@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segdcn import UserError
 from segdcn.commands.console import plain_script
+from segdcn.errors import UserError
 from segdcn.runs.files import shown
 from segdcn.runs.folder import make_folder
 

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.checkpoint import GROUPS, read_checkpoint
 from segdcn.runs.folder import find_checkpoint
 from segdcn.runs.overrides import MAY_CHANGE_ON_RESUME, may_change_on_resume, split_override

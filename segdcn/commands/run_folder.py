@@ -11,7 +11,7 @@ from typing import cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.distributed import is_first, new_run_folder, restarted
 from segdcn.runs.environment import environment
 from segdcn.runs.files import read_object, shown, write_json, write_text

@@ -16,10 +16,10 @@ from optuna.samplers import TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from segdcn import UserError
 from segdcn.commands.kinds import check_kinds
 from segdcn.commands.multirun import Multirun
 from segdcn.drawing.numbers import is_loss, metric_value
+from segdcn.errors import UserError
 from segdcn.runs.overrides import quoted
 from segdcn.sweep.collect import collect
 from segdcn.sweep.jobs import read_progress

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn import UserError
 from segdcn.commands.arguments import before_composing
 from segdcn.commands.compose import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.commands.recipes import run_name
 from segdcn.drawing.decoration import decoration
+from segdcn.errors import UserError
 from segdcn.runs.distributed import die_with_parent
 from segdcn.runs.files import shown, typed, write_json
 

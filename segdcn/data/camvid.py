@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, listed, read_list
+from segdcn.errors import MissingFileError, UserError
 
 VOID = 11  # the label of unlabelled pixels in the files
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, check_count, few
 from segdcn.data.instance_maps import InstanceMaps
+from segdcn.errors import MissingFileError, UserError
 
 IMAGES = {"train": 2975, "val": 500, "test": 1525}  # as published
 

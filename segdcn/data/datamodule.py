@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from segdcn import UserError
 from segdcn.data.crops import fitting_crop
 from segdcn.data.dataset import IGNORE_INDEX, DataError, ImageMaskFiles, Sample, SegmentationDataset
 from segdcn.data.transforms import (
@@ -27,6 +26,7 @@ from segdcn.data.transforms import (
     TrainTransform,
     single_threaded_worker,
 )
+from segdcn.errors import UserError
 
 
 class Item(TypedDict):

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from segdcn import UserError, is_lasting
 from segdcn.data.decoding import Array as Array
 from segdcn.data.decoding import UnreadableError, numbers, photograph
 from segdcn.data.memory import free_memory
+from segdcn.errors import UserError, is_lasting
 
 IGNORE_INDEX = 255
 MOST_STORED = 1 << 16  # numbers of a mask file; labels are 8-bit
@@ -74,8 +74,8 @@ class DataError(UserError):
     """A data file that cannot be used; the message is one line that names it."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises its worker's error anew with the worker's whole traceback as the message.
-        super().__init__(printable(message.strip().rpartition("DataError: ")[2]))
+        super().__init__(message)
+        self.args = (printable(str(self)),)
 
 
 class ImageMaskPair(NamedTuple):
@@ -364,12 +364,12 @@ def file_errors(name: object) -> Iterator[None]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for ever
-            raise DataError(f"{path} is a {'folder' if stat.S_ISDIR(about.st_mode) else 'device'}, not a file")
-        free = free_memory() if about.st_size > 1 << 28 else None
-        if free is not None and about.st_size > free:
-            raise DataError(f"{path} is too large: {about.st_size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise DataError(f"{path} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}, not a file")
+        free = free_memory() if status.st_size > 1 << 28 else None
+        if free is not None and status.st_size > free:
+            raise DataError(f"{path} is too large: {status.st_size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
         return path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} {'is a link to nothing' if path.is_symlink() else 'does not exist'}") from None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import (
     IGNORE_INDEX,
     Color,
@@ -26,6 +25,7 @@ from segdcn.data.dataset import (
     spread_over,
     voc_palette,
 )
+from segdcn.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png",)
@@ -104,22 +104,22 @@ class ImageFolder:
     def _named(self, given: Sequence[object] | None, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:
         """The class names, and how they were found, in words."""
         file = self.root / CLASSES
-        listed = None
+        in_file = None
         if file.exists() or file.is_symlink():  # one that leads nowhere is told
             try:
-                listed = checked_names([line.strip() for line in read_list(file).splitlines() if line.strip()])
+                in_file = checked_names([line.strip() for line in read_list(file).splitlines() if line.strip()])
             except UserError as error:
                 raise UserError(f"{file}, one name a line: {error}") from None
         if given is not None:
             names = checked_names(given)
-            if listed not in (None, names) and names != _numbers(len(listed or ())):
+            if in_file not in (None, names) and names != _numbers(len(in_file or ())):
                 raise UserError(
-                    f"dataset.class_names has {', '.join(names)}, but {file} has {', '.join(listed or ())}: make them"
+                    f"dataset.class_names has {', '.join(names)}, but {file} has {', '.join(in_file or ())}: make them"
                     " agree, or leave one of them out"
                 )
             return names, ", ".join(names)
-        if listed is not None:
-            return listed, f"{', '.join(listed)}, as {file} names them"
+        if in_file is not None:
+            return in_file, f"{', '.join(in_file)}, as {file} names them"
         return self._numbered(mapping)
 
     def _numbered(self, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:

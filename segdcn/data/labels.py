@@ -21,8 +21,8 @@ from segdcn.data.dataset import (
 )
 
 NEEDED = ("train", "val")
-AT_LEAST = 50
-AT_MOST = 1000  # of a split in which a class does not turn up: half a minute, of large masks
+AT_LEAST = 50  # samples of a split
+AT_MOST = 1000  # where a class does not turn up: half a minute, of large masks
 MUCH = 0.5  # share of ignored pixels that is spoken of; published data sets ignore a tenth, coarse labels up to a half
 
 
@@ -57,33 +57,28 @@ def labels_before_training(dataset: SegmentationDataset) -> list[str]:
     found = []
     for split in NEEDED:
         with contextlib.suppress(Exception):  # what is missing or cannot be read, a training names
-            found.append(look_at_labels(dataset, split))
+            found.append(read_some_labels(dataset, split))
     if wrong := white_objects(found, dataset.class_names):
         raise DataError(wrong)
     return label_notes(found, dataset.class_names)
 
 
-def look_at_labels(
-    dataset: SegmentationDataset, split: str, at_least: int = AT_LEAST, at_most: int = AT_MOST
-) -> SplitLabels:
+def read_some_labels(dataset: SegmentationDataset, split: str) -> SplitLabels:
     """Read labels here and there in a split, until every class was seen; images are not read where they are files.
 
     What cannot be read is passed over: a training, and ``segdcn-data check``, name it.
-
-    Args:
-        at_least, at_most: samples, where there are so many.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says them
         samples = dataset.split(split)
     pixels, read = np.zeros(256, np.int64), 0
-    for index in np.random.default_rng(0).permutation(len(samples))[:at_most].tolist():
+    for index in np.random.default_rng(0).permutation(len(samples))[:AT_MOST].tolist():
         try:
             pixels += count_labels(_label(samples, index))
         except Exception:  # whatever a data set of the user's own raises
             continue
         read += 1
-        if read >= at_least and pixels[: len(dataset.class_names)].all():
+        if read >= AT_LEAST and pixels[: len(dataset.class_names)].all():
             break
     return SplitLabels(split, read, len(samples), pixels)
 

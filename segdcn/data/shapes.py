@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segdcn import UserError
 from segdcn.data.dataset import Sample
+from segdcn.errors import UserError
 
 SIZE = 96
 SPLITS = ("train", "val", "test")

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX, Array
+from segdcn.errors import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for its version
 import albumentations as A  # type: ignore[import-untyped]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from segdcn import MissingFileError, UserError
 from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair, check_count, few, listed, read_list, voc_palette
 from segdcn.data.instance_maps import InstanceMaps
+from segdcn.errors import MissingFileError, UserError
 
 IMAGES = {"train": 1464, "val": 1449, "test": 1456}  # as published
 TRAIN_AUG_IMAGES = 10_582

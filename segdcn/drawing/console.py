@@ -5,21 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 
-def table(head: Sequence[str], title: str = "", right: bool = True) -> Table:
-    """An empty table; ``row`` fills it. The first column is folded where it is too wide, never cut.
-
-    right: whether the other columns are numbers, to the right.
+def table(head: Sequence[str], title: str = "") -> Table:
+    """An empty table; ``row`` fills it. The first column is folded where it is too wide, never cut, the others are
+    numbers.
     """
-    made = Table(title=Text(title) if title else None, title_justify="left", padding=(0, 1, 0, 0) if title else (0, 1))
-    made.add_column(Text(head[0]), overflow="fold")
+    empty = Table(title=Text(title) if title else None, title_justify="left", padding=(0, 1, 0, 0) if title else (0, 1))
+    empty.add_column(Text(head[0]), overflow="fold")
     for heading in head[1:]:
-        made.add_column(Text(heading), justify="right" if right else "left")
-    return made
+        empty.add_column(Text(heading), justify="right")
+    return empty
 
 
 def row(into: Table, cells: Sequence[str], style: str = "") -> None:
@@ -27,6 +26,6 @@ def row(into: Table, cells: Sequence[str], style: str = "") -> None:
     into.add_row(*map(Text, cells), style=style or None)
 
 
-def show(made: Table) -> None:
-    """Print a table: as wide as it needs to be where nobody's window folds it."""
-    Console(width=None if sys.stdout.isatty() else 160).print(made)
+def show(content: Table | Group) -> None:
+    """Print tables: as wide as they need to be where nobody's window folds them."""
+    Console(width=None if sys.stdout.isatty() else 160).print(content)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from segdcn import one_line
+from segdcn.errors import one_line
 
 
 @contextmanager

@@ -7,19 +7,19 @@ import math
 NONE = "–"  # a figure that does not exist
 
 
-def fixed(value: float | None, digits: int, none: str = NONE) -> str:
-    """With so many decimals; ``none`` for a number that does not exist (None, NaN)."""
-    return none if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def fixed(value: float | None, digits: int) -> str:
+    """With so many decimals; ``NONE`` for a number that does not exist (None, NaN)."""
+    return NONE if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def percent(fraction: float | None, digits: int = 2, none: str = NONE) -> str:
+def percent(fraction: float | None, digits: int = 2) -> str:
     """A fraction in percent, without the sign of it."""
-    return fixed(None if fraction is None else 100 * fraction, digits, none)
+    return fixed(None if fraction is None else 100 * fraction, digits)
 
 
-def signed(fraction: float | None, digits: int = 2) -> str:
+def signed(fraction: float | None) -> str:
     """A difference of fractions in percentage points, with its sign."""
-    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.{digits}f}".replace("-", "−")
+    return NONE if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.2f}".replace("-", "−")
 
 
 def is_loss(metric: str) -> bool:

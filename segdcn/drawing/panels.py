@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from segdcn import UserError
 from segdcn.data.dataset import IGNORE_INDEX
 from segdcn.drawing.fonts import draw_text, drawable, fitted, text_width
+from segdcn.errors import UserError
 
 TILE_SIZE = 480  # longest side of a tile in pixels
 MIN_TILE_WIDTH = 240  # room for a caption

@@ -1,4 +1,4 @@
-"""Evaluation of segmentation networks."""
+"""From predictions to figures: pixel counts, metrics, protocols, intervals."""
 
 from segdcn.evaluation.bootstrap import bootstrap_difference, bootstrap_iou, bootstrap_miou
 from segdcn.evaluation.evaluator import EvaluationResult, Evaluator

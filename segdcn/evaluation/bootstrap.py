@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.evaluation.metrics import mean_iou
 
 RESAMPLES = 1000

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.evaluation.bootstrap import bootstrap_miou
 from segdcn.evaluation.counts import Counts
 from segdcn.evaluation.instances import InstanceIoU

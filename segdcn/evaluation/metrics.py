@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from segdcn import UserError
+from segdcn.errors import UserError
 
 
 def count_pairs(prediction: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

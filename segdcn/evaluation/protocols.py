@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.inference.windows import Size, resize
 
 

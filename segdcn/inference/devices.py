@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from segdcn import UserError
 from segdcn.data import memory
+from segdcn.errors import UserError
 
 UNKNOWN_MEMORY = 2 << 30  # bytes taken to be free where the system does not tell
 

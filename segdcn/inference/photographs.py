@@ -12,15 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segdcn import MissingFileError, UserError
 from segdcn.data import decoding
 from segdcn.data.dataset import file_errors, read_image
+from segdcn.errors import MissingFileError, UserError
 
 Array: TypeAlias = npt.NDArray[Any]
 
-
 Photo: TypeAlias = "str | os.PathLike[str] | Image.Image | Array | Tensor"
-
 
 TAKEN = (
     "a file's path, a PIL image, an array that is uint8 or uint16 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),"

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from segdcn import UserError, is_out_of_memory
 from segdcn.data import decoding
 from segdcn.data.dataset import file_errors
 from segdcn.data.transforms import EvalTransform
 from segdcn.drawing.panels import overlay
+from segdcn.errors import UserError, is_out_of_memory
 from segdcn.inference.devices import free_memory
 from segdcn.inference.photographs import TAKEN, Array, Photo, as_rgb, read_photo, tensor_pixels
 from segdcn.inference.windows import Inference, slide_classes

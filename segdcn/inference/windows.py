@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn import UserError
+from segdcn.errors import UserError
 
 Network: TypeAlias = Callable[[Tensor], Tensor]
 Size: TypeAlias = tuple[int, int]

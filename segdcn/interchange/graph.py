@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from segdcn import UserError, first_line
+from segdcn.errors import UserError, first_line
 from segdcn.models import DeepLab, deformable_layers
 from segdcn.ops.deform_conv import Backend
 

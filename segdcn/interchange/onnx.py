@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segdcn import MissingPackageError, UserError, first_line
+from segdcn.errors import MissingPackageError, UserError, first_line
 from segdcn.interchange.graph import Deformation, quietly, traced
 from segdcn.interchange.verification import Runner
 

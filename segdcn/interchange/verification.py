@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from segdcn import UserError, first_line
+from segdcn.errors import UserError, first_line
 
 # the image is scaled to be verified on no more pixels, and on no shorter side
 MOST_PIXELS, SHORTEST_SIDE = 1024 * 2048, 64

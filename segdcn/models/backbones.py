@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from segdcn import MissingFileError, UserError, first_line
+from segdcn.errors import MissingFileError, UserError, first_line
 from segdcn.models.weights import Weights, load_strictly, read_weights, torchvision_imagenet_file
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.models.deeplab import DeepLab
 from segdcn.models.heads import BIGGER_BATCH
 from segdcn.models.shapes import in_mode, run_on_shapes

@@ -6,18 +6,17 @@ Legend: N batch, H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.models.backbones import Backbone, Features, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
-from segdcn.models.settings import with_settings
 from segdcn.models.weights import Weights, load_weights, read_weights
 
 HEADS = ("paper", "aspp", "v3plus")
@@ -65,7 +64,6 @@ class Deform:
     offset_groups: int = 1
 
 
-@with_settings
 def build_deeplab(
     num_classes: int,
     backbone: str = "resnet50",
@@ -100,6 +98,7 @@ def build_deeplab(
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
+    given = dict(locals())
     if head not in HEADS:
         raise UserError(f"head must be paper, aspp or v3plus, got {head!r}")
     if num_classes < 2:
@@ -135,6 +134,12 @@ def build_deeplab(
     network = DeepLab(body, classify, FCNHead(body.middle_channels, num_classes) if auxiliary else None)
     if read is not None and whole:
         load_weights(network, read)
+    network.settings = {
+        "_target_": f"{__name__}.build_deeplab",
+        **given,
+        "weights": None if weights is None else str(weights),
+        "deform": {"_target_": f"{__name__}.Deform", **asdict(deform)},
+    }
     return network
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.ops import DeformConv2d
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.models.backbones import Backbone
 
 

@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from segdcn import MissingFileError, UserError, first_line, is_passing
+from segdcn.errors import MissingFileError, UserError, first_line, is_passing
 
 log = logging.getLogger(__name__)
 

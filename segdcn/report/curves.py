@@ -16,10 +16,10 @@ def run_charts(epochs: Mapping[str, Sequence[float]], split: str) -> list[Chart]
     """The curves of one run."""
     x = _epoch_numbers(epochs)
 
-    def lines(keys: Sequence[tuple[str, str]], factor: float = 1.0, first: int = 0) -> list[Series]:
+    def lines(keys: Sequence[tuple[str, str]], factor: float = 1.0) -> list[Series]:
         there = [(key, label) for key, label in keys if key in epochs]
         return [
-            Series(label, x, [factor * value for value in epochs[key]], first + number)
+            Series(label, x, [factor * value for value in epochs[key]], number)
             for number, (key, label) in enumerate(there)
         ]
 

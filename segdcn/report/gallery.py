@@ -86,9 +86,9 @@ def _miou(runs: Sequence[OpenedRun], index: int) -> str:
     return f"mIoU of the image: {', '.join(named)}"
 
 
-def _shares(labels: Any, run: OpenedRun, most: int = 4) -> str:
+def _shares(labels: Any, run: OpenedRun) -> str:
     classes, counts = np.unique(labels[labels != IGNORE_INDEX], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
+    order = np.argsort(-counts, kind="stable")[:4]
     names = run.predictor.class_names
     return ", ".join(f"{names[classes[i]]} {counts[i] / labels.size:.0%}" for i in order) or "none"
 

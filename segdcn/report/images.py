@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError, one_line
 from segdcn.analysis.offset_study import study_split
 from segdcn.data.dataset import Sample, spread_over
+from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.models import deformable_layers
@@ -91,7 +91,7 @@ def _open(run: PageRun, options: ImageOptions) -> OpenedRun:
         if len(samples) < number or (number and first != counts.names[0]):
             raise UserError(f"the data at hand are not the {number} {record.split} images that were counted")
         samples = [samples[place] for place in range(number)] if number < len(samples) else samples
-    return OpenedRun(run.name, record, counts, run.lacking, predictor, dataset, samples)
+    return OpenedRun(**vars(run), predictor=predictor, dataset=dataset, samples=samples)
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -158,16 +158,7 @@ def offset_study(subject: OpenedRun, budget: float) -> tuple[Mapping[str, Any], 
     flops = network_cost(subject.predictor.network, subject.samples[0].label.shape)["flops"]
     images = MOST_STUDIED if flops is None else int(budget / flops)
     indices = spread_over(len(subject.samples), min(MOST_STUDIED, max(FEWEST_STUDIED, images)))
-    predictor = subject.predictor
-    study = study_split(
-        predictor.network,
-        subject.dataset,
-        subject.record.split,
-        subject.samples,
-        indices,
-        predictor.transform,
-        device=predictor.device,
-    )
+    study = study_split(subject.predictor, subject.dataset, subject.record.split, subject.samples, indices)
     return study, f"Measured on {len(indices)} of the {len(subject.samples)} {subject.record.split} images"
 
 

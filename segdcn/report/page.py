@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from segdcn import one_line
 from segdcn.drawing.numbers import percent, signed
+from segdcn.errors import one_line
 from segdcn.runs.files import write_text
 
 log = logging.getLogger(__name__)
 
-Made = TypeVar("Made")
+Part = TypeVar("Part")
 
 FILE = "report.html"
 # Each part of a page.html: its name, and the section that it begins, if any, as its anchor and its heading
@@ -62,7 +62,7 @@ class Page:
         for name, make in parts.items():
             self.parts[name] = self.attempt(name.replace("_", " "), make)
 
-    def attempt(self, what: str, make: Callable[[], Made]) -> Made | None:
+    def attempt(self, what: str, make: Callable[[], Part]) -> Part | None:
         """What ``make`` gives; None where it fails, with a note that says why."""
         try:
             return make()

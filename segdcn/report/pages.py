@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
+from segdcn.analysis.tables import SIZES
+from segdcn.errors import UserError
 from segdcn.report import comparison, curves, tables
 from segdcn.report.gallery import gallery
 from segdcn.report.images import ImageOptions, OpenedRun, choose_images, offset_study, open_runs
@@ -145,4 +146,4 @@ def _dilations(runs: Sequence[OpenedRun], budget: float) -> Mapping[str, Any] | 
         if measured is not None:
             study, text = measured
             studies.append(tables.dilations(study, run.name, text, curves.length_histogram(study)))
-    return {"studies": studies, "sizes": tables.SIZES, "paper": tables.PAPER_DILATIONS} if studies else None
+    return {"studies": studies, "sizes": SIZES, "paper": tables.PAPER_DILATIONS} if studies else None

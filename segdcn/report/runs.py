@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segdcn import MissingFileError, UserError
+from segdcn.errors import MissingFileError, UserError
 from segdcn.evaluation.counts import Counts
 from segdcn.runs.figures import find_counts
-from segdcn.runs.files import shown, typed
-from segdcn.runs.record import RunRecord, read_run
+from segdcn.runs.files import shown
+from segdcn.runs.record import RunRecord, read_run, resume_command
 
 # not what makes a run another one, and places on a machine
 _OF_NO_CONCERN = ("output_dir", "resume", "launcher", "sweep", "callbacks", "logger", "hydra", "name", "report")
@@ -44,7 +44,7 @@ def read_finished(folder: Path) -> RunRecord:
     if record.state != "finished":
         raise UserError(
             f"{shown(folder)} holds no metrics.json: it is no run folder, or its run has not finished;"
-            f" segdcn-train {typed(folder, 'resume')} continues one"
+            f" {resume_command(folder)} continues one"
         )
     return record
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from segdcn.analysis.tables import SIZES
 from segdcn.drawing.numbers import NONE, duration, large, percent
 from segdcn.evaluation import bootstrap_iou
 from segdcn.evaluation.counts import Counts
@@ -22,7 +23,6 @@ PAPER_DILATIONS = (
     ("res5b", ("2.5 ± 1.3", "3.1 ± 1.5", "5.1 ± 2.5", "3.2 ± 1.2")),
     ("res5a", ("2.2 ± 1.2", "2.9 ± 1.3", "4.2 ± 1.6", "3.1 ± 1.1")),
 )
-SIZES = ("small", "medium", "large", "background")
 Colour = tuple[int, int, int]
 GREY = (128, 128, 128)
 
@@ -86,15 +86,9 @@ def tiles(record: RunRecord) -> list[Tile]:
 
 def provenance(record: RunRecord) -> list[tuple[str, str]]:
     """What the figures depend on; rows that nothing is known of are left out."""
-    metrics, about = record.metrics, record.environment
-    git = about.get("git") if isinstance(about.get("git"), Mapping) else None
-    commit = "installed package, commit unknown" if about and not git else ""
-    if git:
-        commit = f"{git.get('commit')}" + (", with changes that were not committed" if git.get("dirty") else "")
-    packages = about.get("packages")
+    metrics, environment = record.metrics, record.environment
+    packages = environment.get("packages")
     versions = ", ".join(f"{name} {version}" for name, version in (packages or {}).items())
-    device = about.get("device")
-    count = about.get("devices") or 0
     seconds = record.number("seconds_per_image")
     rows = [
         ("Protocol", _joined(metrics.get("protocol"), metrics.get("protocol_rule"))),
@@ -103,17 +97,13 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
         ("Network", network_of(record)),
         ("Checkpoint", _joined(metrics.get("checkpoint"), _hash(record))),
         ("Seed", record.seed),
-        ("Commit", commit),
-        ("Device", _joined(f"{count} × {device}" if count else device, _threads(about.get("threads")))),
-        ("Versions", _joined(f"Python {about['python']}" if "python" in about else None, versions)),
-        ("Command", about.get("command")),
+        ("Commit", record.commit),
+        ("Device", record.hardware),
+        ("Versions", _joined(f"Python {environment['python']}" if "python" in environment else None, versions)),
+        ("Command", environment.get("command")),
         ("Run folder", shown(record.folder)),
     ]
-    return [(name, str(value)) for name, value in rows if value not in (None, "") and (about or name != "Device")]
-
-
-def _threads(count: Any) -> str:
-    return "" if count is None else f"{count} thread{'' if count == 1 else 's'}"
+    return [(name, str(value)) for name, value in rows if value not in (None, "")]
 
 
 def _hash(record: RunRecord) -> str | None:
@@ -162,14 +152,14 @@ class Confusion(NamedTuple):
     words: list[str]
 
 
-def confusion(counts: Counts, most: int = 4) -> Confusion:
-    """The confusion matrix normalised by truth, and its largest confusions in words."""
+def confusion(counts: Counts) -> Confusion:
+    """The confusion matrix normalised by truth, and its four largest confusions in words."""
     matrix = counts.confusion.double()
     totals = matrix.sum(dim=1, keepdim=True)
     shares = matrix / totals
     names = list(counts.class_names)
     wrong = shares.masked_fill(torch.eye(len(names), dtype=torch.bool), 0).nan_to_num(0.0)
-    order = wrong.flatten().argsort(descending=True, stable=True)[:most].tolist()
+    order = wrong.flatten().argsort(descending=True, stable=True)[:4].tolist()
     words = [
         f"{percent(float(wrong[row, column]), 1)} % of the pixels of {names[row]} are taken for {names[column]}"
         for row, column in (divmod(place, len(names)) for place in order)

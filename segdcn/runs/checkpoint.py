@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdcn import UserError, one_line
 from segdcn.data.transforms import EvalTransform
+from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.inference.windows import Inference
@@ -178,19 +178,19 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
         raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
-    about = content["segdcn"]
-    if about.get("format") != FORMAT:
+    description = content["segdcn"]
+    if description.get("format") != FORMAT:
         raise UserError(
-            f"{path} was written by another version of segdcn, as checkpoints of format {about.get('format', 1)}; this"
-            f" one reads format {FORMAT}: use it with that version, or train again"
+            f"{path} was written by another version of segdcn, as checkpoints of format"
+            f" {description.get('format', 1)}; this one reads format {FORMAT}: use it with that version, or train again"
         )
     try:
         return Checkpoint(
             path,
-            _of_texts(about["config"], "config"),
-            {group: _of_texts(about["groups"][group], group) for group in GROUPS},
-            _listed(about["class_names"], str, "class_names"),
-            _listed(about["palette"], list, "palette"),
+            _of_texts(description["config"], "config"),
+            {group: _of_texts(description["groups"][group], group) for group in GROUPS},
+            _listed(description["class_names"], str, "class_names"),
+            _listed(description["palette"], list, "palette"),
             _of_tensors(content["state_dict"]),
             trust,
         )

@@ -111,7 +111,7 @@ def _of_first(make: Callable[[], str], rank: int) -> str:
     _stores.append(store)
     key = f"segdcn/run_folder/{variables.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     if rank == 0:
-        made = make()
-        store.set(key, made)
-        return made
+        folder = make()
+        store.set(key, folder)
+        return folder
     return str(store.get(key).decode())

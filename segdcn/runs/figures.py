@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segdcn import MissingFileError, UserError, is_passing
+from segdcn.errors import MissingFileError, UserError, is_passing
 from segdcn.evaluation.counts import Counts
 from segdcn.evaluation.evaluator import EvaluationResult
 from segdcn.runs.files import write_bytes, write_json

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,6 @@ else:
 
 
 _PARTIAL = ".partial"
-
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # of a file system that has none
 

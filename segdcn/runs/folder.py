@@ -14,12 +14,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from segdcn import MissingFileError, UserError, is_lasting
+from segdcn.errors import MissingFileError, UserError, is_lasting
 from segdcn.runs.files import NO_LOCKS, shown, try_to_lock
 
-if sys.platform == "win32":
-    pass
-else:
+if sys.platform != "win32":
     import fcntl
 
 LOCK = "run.lock"
@@ -158,13 +156,13 @@ def reporting(folder: Path, first: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if not first and _told_by_first(folder):
+        if not first and _reported_by_first(folder):
             sys.exit(1)
         _leave_behind(folder, traceback.format_exc())
         raise
 
 
-def _told_by_first(folder: Path) -> bool:
+def _reported_by_first(folder: Path) -> bool:
     """Whether the first process has reported an error of its own, given time to do it."""
     time.sleep(2)
     report = folder / "error.txt"

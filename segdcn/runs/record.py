@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
+from segdcn.runs import job
 from segdcn.runs.files import file_hash, read_object, shown, typed
 
 STATES = ("finished", "failed", "stopped", "pruned", "running", "waiting", "missing")
@@ -62,7 +63,29 @@ class RunRecord:
 
         Raises: UserError, one line, for something else than a number.
         """
-        return checked_number(self.metrics, key, self.folder / "metrics.json", _resumed(self.folder))
+        return checked_number(self.metrics, key, self.folder / "metrics.json", resume_command(self.folder))
+
+    @property
+    def git(self) -> Mapping[str, Any]:
+        """Of the checkout that the run was started from; empty of an installed package."""
+        git = self.environment.get("git")
+        return git if isinstance(git, Mapping) else {}
+
+    @property
+    def commit(self) -> str:
+        """Of the code, in words; empty where the environment is not known."""
+        if not self.environment:
+            return ""
+        changed = ", with changes that were not committed" if self.git.get("dirty") else ""
+        return f"{self.git.get('commit', 'unknown, an installed package')}{changed}"
+
+    @property
+    def hardware(self) -> str:
+        """The device and the CPU threads, in words; empty where the environment is not known."""
+        devices, device, threads = (self.environment.get(key) for key in ("devices", "device", "threads"))
+        parts = [f"{devices} × {device}" if devices else device]
+        parts += [None if threads is None else f"{threads} thread{'' if threads == 1 else 's'}"]
+        return ", ".join(filter(None, parts))
 
     @property
     def published(self) -> float | None:
@@ -90,15 +113,8 @@ class RunRecord:
 
     @cached_property
     def epochs(self) -> dict[str, Sequence[float]]:
-        """The columns of metrics.csv, NaN where an epoch has no figure; a file that is missing or damaged has none."""
-        try:
-            with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except (OSError, ValueError, csv.Error) as error:
-            if is_passing(error):
-                raise
-            return {}
-        return {key: [_cell(row.get(key)) for row in rows] for key in (rows[0] if rows else {}) if key}
+        """See ``read_epochs``."""
+        return read_epochs(self.folder)
 
     def evaluation_command(self, split: str) -> str:
         """The command that evaluates the run's checkpoint."""
@@ -130,9 +146,9 @@ def read_run(folder: Path, again: str | None = None) -> RunRecord:
     metrics: Mapping[str, Any] = {}
     path, state, error = folder / "metrics.json", "finished", None
     if path.is_file():
-        metrics = read_object(path, f"{again or _resumed(folder)} writes it anew")
+        metrics = read_object(path, f"{again or resume_command(folder)} writes it anew")
     else:
-        state, error = _unfinished(folder / "job.json")
+        state, error = _unfinished(folder)
     environment = folder / "environment.json"
     return RunRecord(
         folder,
@@ -144,22 +160,34 @@ def read_run(folder: Path, again: str | None = None) -> RunRecord:
     )
 
 
-def _resumed(folder: Path) -> str:
+def read_epochs(folder: Path) -> dict[str, Sequence[float]]:
+    """The columns of metrics.csv, NaN where an epoch has no figure; a file that is missing or damaged has none."""
+    try:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        if is_passing(error):
+            raise
+        return {}
+    return {key: [_cell(row.get(key)) for row in rows] for key in (rows[0] if rows else {}) if key}
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, and at its end writes its figures anew."""
     return f"segdcn-train {typed(folder, 'resume')}"
 
 
-def _unfinished(path: Path) -> tuple[str, str]:
+def _unfinished(folder: Path) -> tuple[str, str]:
     """The state of a run without metrics.json, and why it is that."""
-    if not path.is_file():
+    if not (folder / job.FILE).is_file():
         return "missing", "never started"
-    job = read_object(path, "delete it and start the sweep again")
-    state, error, attempts = (job.get(key) for key in ("state", "error", "attempts"))
-    if state == "finished":
-        state, error = "failed", "job.json says that it finished, but there is no metrics.json"
-    if state not in STATES or not (error is None or isinstance(error, str)):
-        raise UserError(f"{shown(path)} is no job's record: its state is {state!r}; delete it and start again")
-    reason = f"{state} in attempt {attempts}" if isinstance(attempts, int) and attempts > 1 else str(state)
-    return str(state), f"{reason}: {error}" if error else reason
+    record = job.read_job(folder)
+    if record.state == "finished":
+        record = replace(
+            record, state="failed", error=f"{job.FILE} says that it finished, but there is no metrics.json"
+        )
+    reason = f"{record.state} in attempt {record.attempts}" if record.attempts > 1 else record.state
+    return record.state, f"{reason}: {record.error}" if record.error else reason
 
 
 def _read_config(path: Path) -> dict[str, Any]:

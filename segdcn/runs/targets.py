@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
 
 # Of segdcn any class of these modules, and these functions
 _MODULES = (
@@ -25,16 +25,13 @@ _MODULES = (
     "segdcn.sweep.slurm",
 )
 
-
 _FUNCTIONS = (
     "segdcn.models.deeplab.build_deeplab",
     *(f"segdcn.training.optim.{n}" for n in ("poly", "one_cycle", "step", "constant")),
 )
 
-
 # What recipes use: another setting as it stands. Resolvers such as oc.create could make a target of a text.
 _INTERPOLATION = re.compile(r"\$\{(\.*[\w.]+|hydra:[\w.]+|oc\.select:[\w.]+(,[\w.]+)?)\}")
-
 
 # Of torch, torchvision and Lightning classes of these kinds
 _KINDS = (

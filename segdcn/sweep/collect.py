@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
 from segdcn.drawing.numbers import is_loss
-from segdcn.runs.files import shown, typed
-from segdcn.runs.record import checked_number, read_run
+from segdcn.errors import UserError
+from segdcn.runs.files import shown
+from segdcn.runs.record import checked_number, read_run, resume_command
 from segdcn.sweep.estimate import mean_over_seeds, paired_difference
 from segdcn.sweep.plan import Job, Sweep, read_sweep
 from segdcn.sweep.results import COSTS, Results, Row, Run
@@ -63,7 +63,7 @@ def _read(sweep: Sweep, job: Job, metric: str) -> Run:
     published = record.published if metric.endswith("/miou") else None
     if record.state != "finished":
         return Run(job, record, record.error, published=published)
-    metrics, folder, again = record.metrics, record.folder, f"segdcn-train {typed(record.folder, 'resume')}"
+    metrics, folder, again = record.metrics, record.folder, resume_command(record.folder)
     if metric.startswith("test/"):
         tested, again = record.evaluation("test"), record.evaluation_command("test")
         if tested is None:
@@ -123,17 +123,17 @@ def _notes(metric: str, rows: tuple[Row, ...], finished: list[Run]) -> Iterable[
             "Inference: wall time of the last validation. Medians over the finished runs; runs side by side on one "
             "machine slow each other."
         )
-    for commit in _different(finished, _commit):
-        yield f"Code: {commit}."
-    for hardware in _different(finished, _hardware):
+    for commit in _different(finished, lambda run: run.record.commit):
+        yield f"Code: commit {commit}."
+    for hardware in _different(finished, lambda run: run.record.hardware):
         yield f"Hardware: {hardware}."
 
 
 def _warnings(sweep: Sweep, finished: list[Run]) -> Iterable[str]:
     for what, describe in (
         ("protocol, inference or checkpoint", _protocol),
-        ("commit", _commit),
-        ("hardware", _hardware),
+        ("commit", lambda run: run.record.commit),
+        ("hardware", lambda run: run.record.hardware),
         ("versions of Python or packages", _versions),
     ):
         if len(_different(finished, describe)) > 1:
@@ -141,7 +141,7 @@ def _warnings(sweep: Sweep, finished: list[Run]) -> Iterable[str]:
     unknown = sum(not run.record.environment for run in finished)
     if unknown:
         yield f"The environment of {unknown} finished run(s) is not known: no environment.json."
-    if any(_git(run).get("dirty") for run in finished):
+    if any(run.record.git.get("dirty") for run in finished):
         yield "Code was changed and not committed when a run was started: the commit alone does not give its figure."
     for key in ("parameters", "flops"):
         for setting, label in sweep.labels.items():
@@ -152,7 +152,7 @@ def _warnings(sweep: Sweep, finished: list[Run]) -> Iterable[str]:
 
 def _different(runs: list[Run], describe: Callable[[Run], str | None]) -> list[str]:
     """How runs are described, each description once, in their order."""
-    return list(dict.fromkeys(text for run in runs if (text := describe(run)) is not None))
+    return list(dict.fromkeys(text for run in runs if (text := describe(run))))
 
 
 def _protocol(run: Run) -> str:
@@ -165,28 +165,6 @@ def _protocol(run: Run) -> str:
         metrics.get("checkpoint"),
     ]
     return ", ".join(" ".join(str(part).split()) for part in parts if part)
-
-
-def _git(run: Run) -> dict[str, Any]:
-    git = run.record.environment.get("git")
-    return git if isinstance(git, dict) else {}
-
-
-def _commit(run: Run) -> str | None:
-    if not run.record.environment:
-        return None
-    git = _git(run)
-    if not git:
-        return "an installed package, commit unknown"
-    return f"commit {git.get('commit')}" + (", with changes" if git.get("dirty") else "")
-
-
-def _hardware(run: Run) -> str | None:
-    if not run.record.environment:
-        return None
-    about = run.record.environment
-    devices = about.get("devices") or 0
-    return f"{f'{devices} × ' if devices else ''}{about.get('device')}, {about.get('threads')} thread(s)"
 
 
 def _versions(run: Run) -> str | None:

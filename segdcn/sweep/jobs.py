@@ -10,7 +10,6 @@ sweeps/NAME/<job>/          a run folder of segdcn-train; beside that command's 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import os
@@ -19,17 +18,18 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from segdcn.drawing.numbers import is_loss
-from segdcn.runs.files import write_json
+from segdcn.errors import UserError
+from segdcn.runs.distributed import DIE_WITH_PARENT
 from segdcn.runs.folder import INHERITED_LOCK, LOCK
+from segdcn.runs.job import JobRecord, read_job
 from segdcn.runs.overrides import is_of_the_place, quoted, split_override
+from segdcn.runs.record import read_epochs
 from segdcn.sweep.plan import Job
 
-State = Literal["waiting", "running", "stopped", "finished", "failed", "pruned"]
 # What another distributed program around this one would tell a training.
 _FOREIGN = re.compile(
     "(LOCAL_|NODE_|GROUP_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|PL_GLOBAL_SEED|TORCHELASTIC_.*"
@@ -37,35 +37,12 @@ _FOREIGN = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Record:
-    """``job.json``: what a run's own files do not tell.
-
-    attempts: how often the job was started.
-    seconds: all attempts that ended, together.  started: when the running one began, in seconds since 1970.
-    epochs_before: those that were done then.
-    error: why the last attempt failed.  final: whether another one would fail in the same way.
-    """
-
-    state: State = "waiting"
-    attempts: int = 0
-    seconds: float = 0.0
-    started: float | None = None
-    epochs_before: int = 0
-    error: str | None = None
-    final: bool = False
-
-    def write(self, folder: Path) -> None:
-        """Write it atomically."""
-        write_json(folder / "job.json", asdict(self))
-
-
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> JobRecord:
     """A job's record; one that waits where there is none, or none that can be read."""
     try:
-        return Record(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return Record()
+        return read_job(folder)
+    except (OSError, UserError):
+        return JobRecord()
 
 
 @dataclass(frozen=True)
@@ -75,22 +52,21 @@ class Progress:
     epochs, steps: done so far.  best: the metric's best so far, of a loss the least; NaN where there is none yet.
     """
 
-    record: Record
+    record: JobRecord
     epochs: int = 0
     steps: int = 0
     best: float = math.nan
 
 
-def read_progress(folder: Path, metric: str) -> Progress:
+def read_progress(folder: Path, metric: str = "val/miou") -> Progress:
     """The progress of the job in ``folder``; a file that is missing or half written is no news."""
     record = read_record(folder)
     epochs = steps = 0
     figures: list[float] = []
     with contextlib.suppress(OSError, ValueError, KeyError):
-        for row in csv.DictReader((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()):
-            epochs, steps = int(row["epoch"]) + 1, int(row["step"])
-            if row.get(metric):
-                figures.append(float(row[metric]))
+        columns = read_epochs(folder)
+        epochs, steps = int(columns["epoch"][-1]) + 1, int(columns["step"][-1])
+        figures = [figure for figure in columns.get(metric, ()) if not math.isnan(figure)]
     if is_finished(folder):
         record = replace(record, state="finished", error=None)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -141,19 +117,18 @@ def train_environment(lock: int | None, cluster_task: bool = False, **more: str)
     own = {key: value for key, value in os.environ.items() if not foreign.fullmatch(key)}
     own.pop(INHERITED_LOCK, None)
     held = {} if lock is None else {INHERITED_LOCK: str(lock)}
-    return {**own, **held, "SEGDCN_DIE_WITH_PARENT": str(os.getpid()), **more}
+    return {**own, **held, DIE_WITH_PARENT: str(os.getpid()), **more}
 
 
-def begun(record: Record, folder: Path, metric: str) -> Record:
+def begun(record: JobRecord, folder: Path) -> JobRecord:
     """The record of a job of which an attempt begins."""
-    epochs = read_progress(folder, metric).epochs
-    attempts = record.attempts + 1
+    attempts, epochs = record.attempts + 1, read_progress(folder).epochs
     return replace(
         record, state="running", attempts=attempts, started=time.time(), epochs_before=epochs, error=None, final=False
     )
 
 
-def ended(record: Record, folder: Path, status: int, stopped: bool = False) -> Record:
+def ended(record: JobRecord, folder: Path, status: int, stopped: bool = False) -> JobRecord:
     """The record of a job whose attempt ended.
 
     status: of the process that ran it; negative, or above 128, it is a signal.

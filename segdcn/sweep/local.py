@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.folder import LOCK, locked
+from segdcn.runs.job import JobRecord
 from segdcn.sweep.jobs import (
-    Record,
     begun,
     clear,
     ended,
@@ -192,7 +192,7 @@ def _start(sweep: Sweep, job: Job, slot: Slot) -> subprocess.Popen[bytes] | None
             return None
         clear(folder)
         command = train_command(job, folder)
-        record = begun(read_record(folder), folder, sweep.metric)
+        record = begun(read_record(folder), folder)
         environment = train_environment(lock, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", str(slot.threads)))
         if slot.devices:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
@@ -212,7 +212,7 @@ def _start(sweep: Sweep, job: Job, slot: Slot) -> subprocess.Popen[bytes] | None
     return process
 
 
-def _end(sweep: Sweep, one: _Running, stopped: bool = False) -> Record:
+def _end(sweep: Sweep, one: _Running, stopped: bool = False) -> JobRecord:
     """Write down how a job's process ended, and end what it left behind: a rank, a worker."""
     _kill(one.process)
     folder = sweep.path(one.job)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.runs.files import read_object, shown, write_json
 from segdcn.runs.overrides import is_of_the_place, split_override
 

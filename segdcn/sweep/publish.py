@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-
+from segdcn.drawing import console
 from segdcn.runs.files import shown, write_bytes, write_json, write_text
 from segdcn.sweep.plot import plot
 from segdcn.sweep.results import Results
@@ -17,8 +16,7 @@ KINDS = ("csv", "json", "md", "png")
 def publish(results: Results) -> bool:
     """Write and print them; returns whether every run that was not pruned has a figure."""
     write(results)
-    console = Console() if sys.stdout.isatty() else Console(width=160)  # in a file nothing has to be folded
-    console.print(as_rich(results))
+    console.show(as_rich(results))
     print(f"{results.stem}.{{{','.join(KINDS)}}} in {shown(results.folder)}", flush=True)
     if results.incomplete:
         lacking, planned = len(results.incomplete), len(results.runs)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from segdcn import MissingPackageError, UserError
+from segdcn.errors import MissingPackageError, UserError
 from segdcn.runs.files import read_object, write_json
 from segdcn.runs.folder import LOCK, locked
 from segdcn.sweep.jobs import begun, clear, ended, is_over, read_record, train_command, train_environment
@@ -137,7 +137,7 @@ class SlurmLauncher:
                 replace(read_record(folder), state="waiting", started=None, error=None, final=False).write(folder)
             try:
                 with executor.batch():
-                    submitted = [executor.submit(JobTask(job, str(sweep.path(job)), sweep.metric)) for job in members]
+                    submitted = [executor.submit(JobTask(job, str(sweep.path(job)))) for job in members]
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # sbatch's words, as submitit has them
                 raise UserError(f"the cluster takes no jobs: {error}") from error
             queue.add({job.folder: one for job, one in zip(members, submitted, strict=True)})
@@ -195,7 +195,6 @@ class JobTask:
 
     job: Job
     folder: str
-    metric: str
     _process: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> None:
@@ -209,7 +208,7 @@ class JobTask:
                 if lock is None:
                     raise RuntimeError(f"another process runs {folder}")
                 clear(folder)
-                begun(read_record(folder), folder, self.metric).write(folder)
+                begun(read_record(folder), folder).write(folder)
             log = stack.enter_context((folder / ("output.log" if rank == 0 else f"output_{rank}.log")).open("ab"))
             command = train_command(self.job, folder)
             log.write(f"--- {shlex.join(command)}\n".encode())
@@ -240,7 +239,7 @@ class JobTask:
             # not Popen.wait: this runs as a signal's handler, on top of the wait that holds its lock
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(JobTask(self.job, self.folder, self.metric))
+        return DelayedSubmission(JobTask(self.job, self.folder))
 
 
 def _queue_again() -> None:

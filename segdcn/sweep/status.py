@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from segdcn.drawing import console
 from segdcn.drawing.numbers import clock, metric_value
 from segdcn.runs.folder import locked
 from segdcn.sweep.jobs import Progress, is_finished, read_progress
@@ -36,8 +36,7 @@ def show(folder: Path) -> None:
 
     Raises: ValueError, one line, where there is no sweep.
     """
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(_now(read_sweep(folder)))
+    console.show(_now(read_sweep(folder)))
 
 
 def watch(folder: Path) -> None:

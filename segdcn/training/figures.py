@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
-from segdcn import UserError, is_passing
+from segdcn.errors import UserError, is_passing
 from segdcn.runs.figures import COUNTS_FILE, write_figures
 from segdcn.runs.files import shown, write_text
 from segdcn.training.folders import output_path

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segdcn import UserError
+from segdcn.errors import UserError
 
 
 class SegmentationLoss(nn.Module):

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from segdcn import UserError
 from segdcn.analysis import LayerCall, follow
+from segdcn.errors import UserError
 from segdcn.models import deformable_layers
 
 

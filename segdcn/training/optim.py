@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from segdcn import UserError
+from segdcn.errors import UserError
 from segdcn.ops import DeformConv2d
 
 ADAMW = partial(AdamW, lr=1e-3, weight_decay=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -10,8 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from pytorch_lightning.trainer.states import TrainerFn
 
-from segdcn import UserError
-from segdcn.runs.files import read_object, write_json
+from segdcn.errors import UserError
+from segdcn.runs.job import read_job
 
 STUDY = "segdcn"
 JOURNAL = "optuna.journal"  # in the folder of the search
@@ -86,7 +87,6 @@ class Pruning(pl.Callback):
         if not pruned:
             return
         if trainer.is_global_zero:
-            job = self.folder / "job.json"  # the sweep's record of it, see segdcn/sweep/jobs.py
-            write_json(job, {**read_object(job, "start the sweep again"), "state": "pruned"})
+            replace(read_job(self.folder), state="pruned").write(self.folder)
             print(f"pruned: {self.metric} is behind the median of the other trials at this epoch", flush=True)
         raise SystemExit(0)

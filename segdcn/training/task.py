@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from segdcn import UserError
 from segdcn.data.datamodule import SegmentationDataModule
 from segdcn.data.dataset import IGNORE_INDEX, voc_palette
+from segdcn.errors import UserError
 from segdcn.evaluation import EvaluationResult, Evaluator
 from segdcn.models import DeepLab
 from segdcn.models.contract import giving_logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from segdcn.analysis import effective_dilation, record
 from segdcn.analysis.offset_study import study_offsets
 from segdcn.analysis.tables import class_rows, cost_rows, dilation_csv, dilation_rows, length_rows, markdown
 from segdcn.data import Sample
+from segdcn.data.dataset import voc_palette
 from segdcn.data.transforms import EvalTransform
+from segdcn.inference.predictor import Predictor
 from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin
 
 NAMES = ("background", "disc", "ring")
@@ -39,6 +42,10 @@ def sample(size: tuple[int, int], *squares: tuple[int, int, int, int], seed: int
     return Sample(image, label, f"image{seed}")
 
 
+def study_of(network: nn.Module, samples: Iterable[Sample], *arguments: Any, **options: Any) -> dict[str, Any]:
+    return study_offsets(Predictor(network, NAMES, voc_palette(3), EvalTransform()), samples, *arguments, **options)
+
+
 SAMPLES = [
     sample((64, 80), (1, 4, 4, 12), (2, 20, 30, 30), (255, 0, 60, 20)),
     sample((50, 91), (1, 2, 2, 44), (2, 30, 50, 20), (2, 0, 60, 3), seed=1),
@@ -49,7 +56,7 @@ SAMPLES = [
 @pytest.mark.parametrize("options", [{}, {"modulated": True, "offset_groups": 2}])
 def test_figures_are_those_of_a_slow_loop(options: dict[str, Any]) -> None:
     one, transform = network(**options), EvalTransform()
-    study = study_offsets(one, iter(SAMPLES), transform, NAMES, ["disc", "ring"], (16, 35))
+    study = study_of(one, iter(SAMPLES), ["disc", "ring"], (16, 35))
     assert json.loads(json.dumps(study)) == study
     assert study["images"] == 3
     # the speck of 3 pixels is no object
@@ -107,7 +114,7 @@ def test_figures_are_those_of_a_slow_loop(options: dict[str, Any]) -> None:
 def test_without_offsets_all_is_the_dilation_and_nothing_varies() -> None:
     one = build_deeplab(3, "resnet18", "paper", 16, weights=None, deform=Deform(2), head_channels=8).eval()
     for tried in (one, plain_twin(one)):
-        study = study_offsets(tried, SAMPLES, EvalTransform(), NAMES, ["disc", "ring"])
+        study = study_of(tried, SAMPLES, ["disc", "ring"])
         for layer in study["layers"]:
             assert layer["dilation"] == [2, 2]
             assert layer["length"] == {"mean": 0, "p95": 0, "max": 0}
@@ -119,7 +126,7 @@ def test_without_offsets_all_is_the_dilation_and_nothing_varies() -> None:
 
 def test_thirds_part_the_objects_into_equal_groups() -> None:
     squares = [sample((96, 96), (1, 1, 1, side), seed=side) for side in range(10, 40, 2)]
-    study = study_offsets(network(), squares, EvalTransform(), NAMES, ["disc"])
+    study = study_of(network(), squares, ["disc"])
     assert study["objects"]["counts"] == {"small": 5, "medium": 5, "large": 5}
     assert study["objects"]["thresholds"] == [20, 28]
     assert "thirds" in study["objects"]["rule"]
@@ -129,16 +136,16 @@ def test_instances_take_the_place_of_pieces() -> None:
     label = sample((40, 40), (1, 0, 0, 40))
     halves = np.ones((40, 40), np.int32)
     halves[:, 20:] = 2
-    study = study_offsets(network(), [label], EvalTransform(), NAMES, ["disc"], (30, 39), instances=[halves])
+    study = study_of(network(), [label], ["disc"], (30, 39), instances=[halves])
     assert study["objects"]["counts"] == {"small": 2, "medium": 0, "large": 0}
-    crowd = study_offsets(network(), [label], EvalTransform(), NAMES, ["disc"], instances=[0 * halves])
+    crowd = study_of(network(), [label], ["disc"], instances=[0 * halves])
     for layer in crowd["layers"]:  # an object that nobody told apart is not the background
         assert layer["effective_dilation"]["background"]["cells"] == 0
         assert layer["effective_dilation"]["all"]["cells"] == 25
 
 
 def test_images_without_objects_have_a_background() -> None:
-    study = study_offsets(network(), SAMPLES[2:], EvalTransform(), NAMES, ["disc"])
+    study = study_of(network(), SAMPLES[2:], ["disc"])
     assert study["objects"]["thresholds"] == []
     assert set(study["objects"]["counts"].values()) == {0}
     layer = study["layers"][0]
@@ -151,7 +158,7 @@ def test_images_without_objects_have_a_background() -> None:
 
 def test_wrong_use_is_refused() -> None:
     def study(*sizes: float, samples: list[Sample] = SAMPLES, objects: tuple[str, ...] = ("disc",)) -> Any:
-        return study_offsets(network(), samples, EvalTransform(), NAMES, objects, sizes or None)
+        return study_of(network(), samples, objects, sizes or None)
 
     with pytest.raises(ValueError, match="no class 'car', only background, disc, ring"):
         study(objects=("disc", "car"))
@@ -163,11 +170,11 @@ def test_wrong_use_is_refused() -> None:
     broken = network()
     next(iter(deformable_layers(broken).values())).offset.bias.data.fill_(math.nan)
     with pytest.raises(ValueError, match=r"offsets of layer backbone\.layer3\.0\.conv2 are not finite"):
-        study_offsets(broken, SAMPLES, EvalTransform(), NAMES, ["disc"])
+        study_of(broken, SAMPLES, ["disc"])
 
 
 def test_tables_have_the_last_layer_first() -> None:
-    study = study_offsets(network(), SAMPLES, EvalTransform(), NAMES, ["disc", "ring"], (16, 35))
+    study = study_of(network(), SAMPLES, ["disc", "ring"], (16, 35))
     rows = dilation_rows(study)
     assert rows[0] == ["layer", "dilation", "small", "medium", "large", "background"]
     assert [row[0] for row in rows[1:]] == ["layer4.0.conv2", "layer4.0.conv1", "layer3.0.conv2"]

@@ -15,7 +15,7 @@ from segdcn import MissingFileError
 from segdcn.commands.data import main as check
 from segdcn.data import ImageFolder, labels
 from segdcn.data.dataset import DataError, Sample
-from segdcn.data.labels import labels_before_training, look_at_labels
+from segdcn.data.labels import labels_before_training, read_some_labels
 
 Masks = Sequence[NDArray[np.uint8]]
 
@@ -81,7 +81,7 @@ def test_what_cannot_be_read_and_what_is_not_there_is_no_business_of_this(tmp_pa
     root = make(tmp_path, [of(0, 1), of(0, 9)], [])
     (root / "train" / "masks" / "000.png").write_bytes(b"no mask")
     (root / "val" / "images").rmdir()
-    found = look_at_labels(ImageFolder(root, ["a", "b"]), "train")
+    found = read_some_labels(ImageFolder(root, ["a", "b"]), "train")
     assert (found.read, found.total, found.pixels.sum()) == (0, 2, 0)
     assert labels_before_training(ImageFolder(root, ["a", "b"])) == []
 
@@ -111,14 +111,14 @@ class Counting:
 
 def test_looking_ends_as_soon_as_every_class_was_seen() -> None:
     nowhere = Counting(400, -1)
-    assert look_at_labels(nowhere, "train").read == 400
+    assert read_some_labels(nowhere, "train").read == 400
     order = nowhere.asked
     assert sorted(order) == list(range(400))
     first = sorted(order[: labels.AT_LEAST])
     assert max(np.diff([0, *first, 400])) < 60  # of every part of the split
     for place, read in ((0, labels.AT_LEAST), (labels.AT_LEAST - 1, labels.AT_LEAST), (200, 201)):
         rare = Counting(400, order[place])
-        found = look_at_labels(rare, "train")
+        found = read_some_labels(rare, "train")
         assert rare.asked == order[:read]
         assert (found.read, found.total, found.pixels[:2].tolist()) == (read, 400, [16 * (read - 1), 16])
 

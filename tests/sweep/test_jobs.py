@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from made_sweep import made_sweep
 
 from segdcn.runs.folder import INHERITED_LOCK, LOCK, locked
-from segdcn.sweep.jobs import Record, clear, ended, read_progress, read_record, train_command, train_environment
+from segdcn.runs.job import JobRecord
+from segdcn.sweep.jobs import clear, ended, read_progress, read_record, train_command, train_environment
 from segdcn.sweep.plan import Job, job_folder, read_sweep
 
 CONFIG: dict[str, Any] = {
@@ -164,7 +165,7 @@ def test_lock_lasts_as_long_as_a_process_that_inherited_it(tmp_path: Path) -> No
 )
 def test_why_an_attempt_failed(tmp_path: Path, status: int, log: str, error: str, final: bool) -> None:
     (tmp_path / "output.log").write_text(log)
-    record = ended(Record("running", attempts=1, seconds=5, started=1.0), tmp_path, status)
+    record = ended(JobRecord("running", attempts=1, seconds=5, started=1.0), tmp_path, status)
     assert (record.state, record.error, record.final) == ("failed", error, final)
     assert record.seconds > 5
     assert ended(record, tmp_path, status, stopped=True).state == "stopped"
@@ -173,8 +174,8 @@ def test_why_an_attempt_failed(tmp_path: Path, status: int, log: str, error: str
 
 
 def test_progress_comes_from_the_runs_own_files(tmp_path: Path) -> None:
-    assert read_progress(tmp_path, "val/miou").record == Record()
-    Record("running", attempts=2, started=1.0).write(tmp_path)
+    assert read_progress(tmp_path, "val/miou").record == JobRecord()
+    JobRecord("running", attempts=2, started=1.0).write(tmp_path)
     rows = ("epoch,step,val/miou,val/loss", "0,10,0.25,2", "1,20,,", "2,30,0.75,0.5", "3,40,0.5,1")
     (tmp_path / "metrics.csv").write_text("\n".join(rows))
     now = read_progress(tmp_path, "val/miou")
@@ -189,4 +190,4 @@ def test_progress_comes_from_the_runs_own_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}'])
 def test_unreadable_record_is_a_job_that_waits(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.json").write_text(text)
-    assert read_record(tmp_path) == Record()
+    assert read_record(tmp_path) == JobRecord()

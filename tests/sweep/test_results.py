@@ -403,6 +403,11 @@ def damage_job(folder: Path) -> None:
     (folder / f"{PLAIN}_1" / "job.json").write_text('{"state": "asleep"}')
 
 
+def damage_attempts(folder: Path) -> None:
+    (folder / f"{PLAIN}_1" / "metrics.json").unlink()
+    (folder / f"{PLAIN}_1" / "job.json").write_text('{"state": "failed", "attempts": "two"}')
+
+
 def damage_config(folder: Path) -> None:
     (folder / f"{PLAIN}_1" / "config.yaml").write_text("a: [1, 2")
 
@@ -445,6 +450,7 @@ def plan_twice(folder: Path) -> None:
         (damage_metrics, "_1/metrics.json cannot be read: it is damaged or truncated"),
         (damage_environment, "_1/environment.json cannot be read"),
         (damage_job, "_1/job.json is no job's record: its state is 'asleep'"),
+        (damage_attempts, "_1/job.json is no job's record: its attempts must be a number"),
         (damage_config, "_1/config.yaml cannot be read"),
         (damage_paper, "paper_miou in"),
         (damage_figure, "val/miou in"),

@@ -29,7 +29,8 @@ from test_multirun import end_of
 from segdcn.commands import train
 from segdcn.commands.search import search_space
 from segdcn.runs.files import write_json
-from segdcn.sweep.jobs import Record, read_record
+from segdcn.runs.job import JobRecord
+from segdcn.sweep.jobs import read_record
 from segdcn.sweep.local import LocalLauncher
 from segdcn.sweep.plan import Job, Sweep, read_sweep
 from segdcn.training.pruning import STUDY, journal
@@ -77,7 +78,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             chosen = sweep.path(job)
             (rate,) = re.findall(r"optimizer.lr=(\S+)", " ".join(job.overrides))
             if f"fail={rate}" in os.environ.get("TEST_FAULTS", ""):
-                Record("failed", 1, error="no memory").write(chosen)
+                JobRecord("failed", 1, error="no memory").write(chosen)
             elif not (chosen / "job.json").is_file() or read_record(chosen).state != "pruned":
                 write_json(chosen / "metrics.json", {"val/miou": float(rate) * 5})
 
@@ -259,7 +260,7 @@ def test_a_run_behind_the_others_is_given_up_for_good(
     study.tell(better, 0.9)
     trial = study.ask()
     run = tmp_path / "run"
-    Record("running", attempts=1, started=time.time()).write(run)
+    JobRecord("running", attempts=1, started=time.time()).write(run)
     command = [*BARE, "trainer.max_epochs=4", f"output_dir={run}"]
     settings = f"folder:${{output_dir}},trial:{trial.number},startup_trials:1,warmup_epochs:1"
     assert (
@@ -275,7 +276,7 @@ def test_a_run_behind_the_others_is_given_up_for_good(
     assert [round(value, 4) for value in reported.values()] == [round(float(row.split(",")[4]), 4) for row in rows[1:]]
 
     # killed before that was written down, it is given up at once, as it was
-    Record("running", attempts=1, started=time.time()).write(run)
+    JobRecord("running", attempts=1, started=time.time()).write(run)
     assert call(train.main, f"resume={run}") == 0
     assert read_record(run).state == "pruned"
     assert (run / "metrics.csv").read_text().splitlines() == rows

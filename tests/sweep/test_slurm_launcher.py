@@ -23,7 +23,8 @@ import submitit
 from made_sweep import made_sweep
 from running import BARE, process
 
-from segdcn.sweep.jobs import Record, read_record
+from segdcn.runs.job import JobRecord
+from segdcn.sweep.jobs import read_record
 from segdcn.sweep.local import SweepStopped
 from segdcn.sweep.plan import Job
 from segdcn.sweep.slurm import JobTask, SlurmLauncher, _queue_again
@@ -95,9 +96,9 @@ def test_what_is_lost_or_crashed_is_submitted_again_and_a_users_error_is_not(tmp
         if name == "fine" or (name == "recovers" and cluster.submitted.count(name) == 2):
             finish(name, run)
         elif name == "wrong":
-            Record("failed", attempts=1, error="no file at x", final=True).write(run)
+            JobRecord("failed", attempts=1, error="no file at x", final=True).write(run)
         else:
-            Record("running", attempts=1).write(run)  # and then nothing is heard of it
+            JobRecord("running", attempts=1).write(run)  # and then nothing is heard of it
 
     cluster.happens = happens
     SlurmLauncher(retries=2, poll_seconds=0.01).run(sweep, sweep.jobs)
@@ -150,7 +151,7 @@ def test_a_job_that_ends_for_anothers_sake_is_queued_again_and_a_cancelled_one_i
 
 
 def test_a_pruned_job_is_not_submitted_again(tmp_path: Path, cluster: Cluster) -> None:
-    cluster.happens = lambda name, run: Record("pruned", attempts=1).write(run) if name == "a" else finish(name, run)
+    cluster.happens = lambda name, run: JobRecord("pruned", attempts=1).write(run) if name == "a" else finish(name, run)
     sweep = made_sweep(tmp_path / "sweep", *"ab")
     for _ in range(2):
         SlurmLauncher(poll_seconds=0.01).run(sweep, sweep.jobs)
@@ -166,7 +167,7 @@ def test_a_task_runs_the_job_and_passes_the_warning_on(tmp_path: Path, monkeypat
         f"open({str(tmp_path / 'begun')!r}, 'w')\ntime.sleep(60)"
     )
     monkeypatch.setattr("segdcn.sweep.slurm.train_command", lambda job, folder: [sys.executable, "-c", script])
-    task = JobTask(Job("x", ("seed=0",)), str(tmp_path), "val/miou")
+    task = JobTask(Job("x", ("seed=0",)), str(tmp_path))
     again: list[Any] = []
 
     def warn() -> None:

@@ -104,7 +104,7 @@ def test_training_and_analysis_measure_offsets_alike(trained: tuple[Path, Segmen
     folder, _ = trained
     predictor = segdcn.load(folder / "checkpoints" / "best.ckpt", device="cpu")
     dataset = ImageFolder(folder / "photos", ["background", "cat"])
-    study = study_split(predictor.network, dataset, "val", dataset.split("val"), range(4), predictor.transform)
+    study = study_split(predictor, dataset, "val", dataset.split("val"), range(4))
     with (folder / "metrics.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert len(study["layers"]) == 2
