@@ -163,6 +163,8 @@ class Multirun:
             if any(override.startswith(f"{key}=") for override in overrides):
                 raise UserError(f"{key} is the sweep's to choose for each job: leave it out, or set sweep.name")
         config = self._compose(overrides)
+        # which refuses the toy's recipe on other data
+        run_name(config.hydra.runtime.choices, [*config.hydra.overrides.task, *overrides])
         plain: Any = OmegaConf.to_container(config, resolve=False)
         del plain["hydra"]
         for key in _missing(plain):

@@ -77,13 +77,13 @@ def predict(config: DictConfig) -> list[str]:
 
     import segdcn
 
-    make_folder(output, "output=DIR")
     predictor = segdcn.load(
         config.checkpoint,
         device=config.device,
         inference=instantiate(config.inference, _convert_="all"),
         trust=config.trust,
     )
+    make_folder(output, "output=DIR")
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # the bar is for a person who waits: a log file gets none
     console = Console(stderr=True, quiet=not sys.stderr.isatty())

@@ -20,7 +20,8 @@ def with_recipe(overrides: list[str]) -> list[str]:
     chosen = {key.lstrip("~"): value for key, _, value in map(split_override, overrides)}
     if chosen.get("dataset", SHAPES) == SHAPES or chosen.keys() & {"experiment", "sweep", "resume"}:
         return overrides
-    return [*overrides, "experiment=none"]
+    place = 1 + max(n for n, override in enumerate(overrides) if split_override(override)[0] == "dataset")
+    return [*overrides[:place], "experiment=none", *overrides[place:]]  # after a flag it would be none of the overrides
 
 
 def run_name(choices: Mapping[str, Any], overrides: list[str]) -> str:

@@ -91,7 +91,7 @@ def train(config: DictConfig) -> float:
         conditions["checkpoint"] = None if checkpoint is None else checkpoint.name
         trainer.validate(task, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     except SystemExit as end:  # Lightning's answer to Ctrl-C, and StopOnSignal's: 128 and the signal's number
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and end.code:  # 0 is of a run that was pruned, which said so
             by = f" by {signal.Signals(end.code - 128).name}" if isinstance(end.code, int) and end.code > 128 else ""
             print(f"stopped{by}; continue with: segdcn-train {typed(run, 'resume')}", flush=True)
         raise

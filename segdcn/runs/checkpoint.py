@@ -179,10 +179,10 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
     if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
         raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
     description = content["segdcn"]
-    if description.get("format") != FORMAT:
+    if type(version := description.get("format", 1)) is not int or version != FORMAT:  # a tensor has no truth
         raise UserError(
-            f"{path} was written by another version of segdcn, as checkpoints of format"
-            f" {description.get('format', 1)}; this one reads format {FORMAT}: use it with that version, or train again"
+            f"{path} was written by another version of segdcn, as checkpoints of format {str(version)[:20]}; this"
+            f" one reads format {FORMAT}: use it with that version, or train again"
         )
     try:
         return Checkpoint(

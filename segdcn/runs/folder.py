@@ -148,7 +148,8 @@ def owned(folder: Path, wait: float = 10.0) -> Iterator[None]:
 def reporting(folder: Path, first: bool = True) -> Iterator[None]:
     """An error leaves error.txt in the folder, with the time, the command and the traceback.
 
-    Where nothing was begun it leaves nothing: an empty folder goes, unless it was there before.
+    Where nothing was begun it leaves nothing: an empty folder goes, unless it was there before. A good end takes an
+    older one away.
 
     first: whether this is the first of the processes that share the folder. It speaks for all that fail alike:
     another one that fails after it ends without a word.
@@ -160,6 +161,8 @@ def reporting(folder: Path, first: bool = True) -> Iterator[None]:
             sys.exit(1)
         _leave_behind(folder, traceback.format_exc())
         raise
+    if first:
+        (folder / "error.txt").unlink(missing_ok=True)  # of a try before this one, which has mended it
 
 
 def _reported_by_first(folder: Path) -> bool:

@@ -46,6 +46,12 @@ def test_the_command_alone_is_the_recipe_shapes(capsys: pytest.CaptureFixture[st
     assert alone["model"]["backbone"] == "resnet_tiny"
 
 
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--info", "defaults")])
+def test_flags_may_stand_behind_a_data_set(capsys: pytest.CaptureFixture[str], flags: tuple[str, str]) -> None:
+    assert call(train.main, "dataset=voc", "dataset.root=x", *flags) == 0
+    assert "deeplabv3plus_resnet50" in (shown := capsys.readouterr().out) or "backbone: resnet50" in shown
+
+
 def test_no_setting_of_the_toy_is_another_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
     config = composed(capsys, "dataset=voc", "dataset.root=x")
     assert config == composed(capsys, "dataset=voc", "dataset.root=x", "experiment=none")

@@ -308,3 +308,6 @@ def test_time_of_an_error_stands_beside_it(tmp_path: Path) -> None:
     text = (tmp_path / "error.txt").read_text()
     assert text.index("number 0") < text.index("number 1")  # an earlier attempt's is kept
     assert text.count(time.strftime("%Y-%m-%d")) == 2
+    with reporting(tmp_path):
+        pass
+    assert not (tmp_path / "error.txt").exists()  # the run has ended well after all

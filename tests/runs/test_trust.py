@@ -228,6 +228,7 @@ def test_a_pickle_with_code_is_refused_unexecuted(tmp_path: Path, monkeypatch: p
         ({"segdcn": 3}, "is not a segdcn checkpoint"),
         ({"segdcn": {"config": {}}, "state_dict": {}}, "another version of segdcn, as checkpoints of format 1"),
         ({"segdcn": {"format": 2, "config": {}}, "state_dict": {}}, "lacks a part of the description of its run"),
+        ({"segdcn": {"format": torch.ones(2)}, "state_dict": {}}, "another version of segdcn"),
         ([1, 2], "is not a segdcn checkpoint"),
     ],
 )

@@ -88,6 +88,16 @@ def test_a_sweep_without_a_name_finds_its_folder_again(planned: list[Sweep]) -> 
     assert [job.folder for job in planned[0].jobs] == [job.folder for job in planned[2].jobs]
 
 
+def test_a_sweep_of_the_toys_recipe_on_other_data_is_refused(
+    planned: list[Sweep], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_voc(Path("data"))
+    assert call(train.main, "sweep=shapes_layers", "dataset=voc", "dataset.root=data") == 1
+    assert "dataset=voc would be trained by the recipe shapes: add experiment=NAME" in capsys.readouterr().err
+    assert not planned
+    assert not Path("sweeps").exists()
+
+
 def test_a_sweep_may_grow_by_seeds(planned: list[Sweep]) -> None:
     call(train.main, "-m", "sweep.name=mine", "seed=0,1")
     call(train.main, "-m", "sweep.name=mine", "seed=0,1,2")

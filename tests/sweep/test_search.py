@@ -266,7 +266,9 @@ def test_a_run_behind_the_others_is_given_up_for_good(
     assert (
         call(train.main, *command, f"++callbacks.pruning={{_target_:segdcn.training.pruning.Pruning,{settings}}}") == 0
     )
-    assert "pruned: val/miou is behind" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "pruned: val/miou is behind" in told
+    assert "continue with" not in told
     assert (read_record(run).state, read_record(run).attempts) == ("pruned", 1)
     assert not (run / "metrics.json").exists()
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
