@@ -46,10 +46,9 @@ def test_the_command_alone_is_the_recipe_shapes(capsys: pytest.CaptureFixture[st
     assert alone["model"]["backbone"] == "resnet_tiny"
 
 
-@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--info", "defaults")])
-def test_flags_may_stand_behind_a_data_set(capsys: pytest.CaptureFixture[str], flags: tuple[str, str]) -> None:
-    assert call(train.main, "dataset=voc", "dataset.root=x", *flags) == 0
-    assert "deeplabv3plus_resnet50" in (shown := capsys.readouterr().out) or "backbone: resnet50" in shown
+def test_a_flag_may_stand_behind_a_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(train.main, "dataset=voc", "dataset.root=x", "--cfg", "job") == 0
+    assert "backbone: resnet50" in capsys.readouterr().out
 
 
 def test_no_setting_of_the_toy_is_another_data_sets(capsys: pytest.CaptureFixture[str]) -> None:
