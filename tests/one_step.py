@@ -15,8 +15,9 @@ import torch
 from running import BARE, compose
 from torch import nn
 
-import segdcn.commands.train
+from segdcn.commands import build as build_module
 from segdcn.commands.build import build_task
+from segdcn.commands.train import train
 from segdcn.data import Shapes
 from segdcn.data.dataset import Sample
 
@@ -57,8 +58,8 @@ def build(config: Any, dataset: Any) -> Any:
 
 
 if __name__ == "__main__":
-    segdcn.commands.train.build_task = build
-    segdcn.commands.train.train(
+    build_module.build_task = build
+    train(
         compose(
             "train",
             *BARE,

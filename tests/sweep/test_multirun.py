@@ -266,7 +266,7 @@ def test_a_sweep_trains_skips_what_is_finished_and_ends_with_a_table(tmp_path: P
     again = process(tmp_path, *command)
     assert again.returncode == 1
     assert [(folder / run["folder"] / "output.log").read_text().count("attempt") for run in results["runs"]] == [1, 2]
-    status = process(tmp_path, "-m", "segdcn.sweep", "status", str(folder))
+    status = process(tmp_path, "-m", "segdcn.commands.sweep", "status", str(folder))
     assert status.returncode == 0
     assert "1 of 2 finished, 1 failed" in status.stdout
 
