@@ -78,12 +78,7 @@ def run(options: argparse.Namespace) -> Path:
         page = run_page(read_finished(folders[0]), image_options)
     else:
         page = runs_page([read_finished(folder) for folder in folders], image_options)
-    file = output or (folders[0] / FILE if len(folders) == 1 else Path(FILE))
-    if output is None and not page.parts.get("gallery") and file.is_file() and b'id="images"' in file.read_bytes():
-        raise UserError(
-            f"{shown(file)} has images, and a new page has none: --output FILE writes it ({page.notes[-1]})"
-        )
-    return page.write(file)
+    return page.write(output or (folders[0] / FILE if len(folders) == 1 else Path(FILE)))
 
 
 @plain_script

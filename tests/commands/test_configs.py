@@ -34,7 +34,7 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 def given(name: str, root: object) -> tuple[str, ...]:
     """What a recipe on that data set must be told."""
     dataset = name.partition("_")[0]
-    where = (f"dataset.root={root}",) if dataset in ("camvid", "voc", "cityscapes") else ()
+    where = (f"dataset.root={root}",) if dataset in ("camvid", "voc", "cityscapes", "finetune") else ()
     return (*where, f"dataset.sbd_root={root}") if dataset == "voc" else where
 
 
@@ -307,7 +307,9 @@ def test_a_sweep_has_the_jobs_that_its_header_names(name: str) -> None:
 MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
 
 
-LARGE = {"camvid_cpu", "cityscapes_paper", "voc_paper"}  # many seconds for two steps
+# many seconds for two steps, or a recipe much as another one
+LARGE = {"camvid_cpu", "cityscapes_paper", "voc_paper", "cityscapes_v3", "voc_v3plus"}
+LARGE |= {"shapes_atrous1", "shapes_atrous2"}
 
 
 @pytest.mark.parametrize(

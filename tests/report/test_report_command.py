@@ -121,19 +121,6 @@ def test_without_data_the_page_has_figures_and_says_why(make_run: Make) -> None:
     assert 'id="confusion' in page or 'class="confusion' in page
 
 
-def test_a_page_with_images_is_not_replaced_by_one_without(
-    make_run: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    run = make_run("run")
-    assert call(main, str(run)) == 0
-    page = (run / "report.html").read_bytes()
-    (run / "checkpoints" / "best.ckpt").rename(tmp_path / "best.ckpt")
-    assert call(main, str(run)) == 1
-    assert "has images, and a new page has none: --output FILE writes it" in capsys.readouterr().err
-    assert (run / "report.html").read_bytes() == page
-    assert call(main, str(run), "--output", str(tmp_path / "other.html")) == 0
-
-
 def test_where_data_are_is_nothing_to_a_data_set_that_is_generated(make_run: Make) -> None:
     run = make_run("run")
     assert call(main, str(run), "--data", "/nowhere") == 0
