@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,15 +169,13 @@ def _check_pixels(pixels: Sequence[Pixel], sample: Sample) -> None:
 
 
 def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequence[Sample]) -> dict[str, Any]:
-    from rich.console import Console
     from rich.progress import track
 
     from segdcn.analysis.offset_study import study_split
     from segdcn.data.dataset import spread_over
+    from segdcn.drawing.console import for_progress
 
     places = spread_over(len(split), config.images)
-    # the bar is for a person who waits: a log file gets none
-    bar = Console(stderr=True, quiet=not sys.stderr.isatty())
     return study_split(
         predictor,
         dataset,
@@ -187,7 +184,7 @@ def _study(config: DictConfig, predictor: Predictor, dataset: Any, split: Sequen
         places,
         config.objects,
         config.object_sizes,
-        lambda images: track(images, "images", len(places), console=bar, transient=True),
+        lambda images: track(images, "images", len(places), console=for_progress(), transient=True),
     )
 
 

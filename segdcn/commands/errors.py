@@ -12,6 +12,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from segdcn.commands.output import end_unread
 from segdcn.errors import UserError, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
@@ -29,9 +30,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _PRINTING.intersection(sys.argv):  # whoever read has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+        if isinstance(error, BrokenPipeError) and _PRINTING.intersection(sys.argv):
+            end_unread()
         explained = explain(error)
         if explained is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

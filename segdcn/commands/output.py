@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _as_usual = warnings.formatwarning
@@ -24,6 +25,12 @@ def readable_output() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = _formatted
+
+
+def end_unread() -> NoReturn:
+    """End well, of a command that only shows something: whoever read its output has seen enough and closed it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _formatted(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:

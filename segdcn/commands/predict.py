@@ -72,10 +72,10 @@ def predict(config: DictConfig) -> list[str]:
     """
     source, output = Path(config.input), Path(config.output)
     found = find_files(source, output)  # before torch is imported: a wrong path is reported at once
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     import segdcn
+    from segdcn.drawing.console import for_progress
 
     predictor = segdcn.load(
         config.checkpoint,
@@ -85,9 +85,7 @@ def predict(config: DictConfig) -> list[str]:
     )
     make_folder(output, "output=DIR")
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # the bar is for a person who waits: a log file gets none
-    console = Console(stderr=True, quiet=not sys.stderr.isatty())
-    work = _Work(config, predictor, Progress(*columns, console=console, transient=True))
+    work = _Work(config, predictor, Progress(*columns, console=for_progress(), transient=True))
     failed: list[str] = []
     try:
         with work.progress:

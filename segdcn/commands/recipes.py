@@ -18,7 +18,7 @@ def with_recipe(overrides: list[str]) -> list[str]:
     The recipe that conf/train.yaml has is a toy's, for the data set shapes.
     """
     chosen = {key.lstrip("~"): value for key, _, value in map(split_override, overrides)}
-    if chosen.get("dataset", SHAPES) == SHAPES or chosen.keys() & {"experiment", "sweep", "resume"}:
+    if chosen.get("dataset", SHAPES) == SHAPES or chosen.keys() & {"experiment", "sweep"}:
         return overrides
     place = 1 + max(n for n, override in enumerate(overrides) if split_override(override)[0] == "dataset")
     return [*overrides[:place], "experiment=none", *overrides[place:]]  # after a flag it would be none of the overrides

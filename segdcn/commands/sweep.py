@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from segdcn.commands.console import plain_script
+from segdcn.commands.output import end_unread
 
 
 def show_results(options: argparse.Namespace) -> int:
@@ -74,11 +74,9 @@ def main() -> None:
     """Console script."""
     options = parse_arguments()
     try:
-        status = options.run(options)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.exit(status)
+        sys.exit(options.run(options))
+    except BrokenPipeError:
+        end_unread()
 
 
 if __name__ == "__main__":

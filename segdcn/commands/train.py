@@ -19,6 +19,7 @@ from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError
 from segdcn.runs.distributed import die_with_parent
 from segdcn.runs.files import shown, typed, write_json
+from segdcn.runs.record import resume_command
 
 if TYPE_CHECKING:
     from segdcn.evaluation import EvaluationResult
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> float:
     except SystemExit as end:  # Lightning's answer to Ctrl-C, and StopOnSignal's: 128 and the signal's number
         if trainer.is_global_zero and end.code:  # 0 is of a run that was pruned, which said so
             by = f" by {signal.Signals(end.code - 128).name}" if isinstance(end.code, int) and end.code > 128 else ""
-            print(f"stopped{by}; continue with: segdcn-train {typed(run, 'resume')}", flush=True)
+            print(f"stopped{by}; continue with: {resume_command(run)}", flush=True)
         raise
 
     if trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""Tables for a terminal or a log, whatever the texts in them hold."""
+"""Tables and progress for a terminal or a log, whatever the texts in them hold."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def table(head: Sequence[str], title: str = "") -> Table:
 def row(into: Table, cells: Sequence[str], style: str = "") -> None:
     """Add a row; square brackets in a cell are no markup."""
     into.add_row(*map(Text, cells), style=style or None)
+
+
+def for_progress() -> Console:
+    """Where a bar of progress is drawn, which is for a person who waits: a log file gets none."""
+    return Console(stderr=True, quiet=not sys.stderr.isatty())
 
 
 def show(content: Table | Group) -> None:

@@ -10,7 +10,7 @@ from segdcn.errors import UserError
 from segdcn.runs.files import read_object, shown, write_json
 
 FILE = "job.json"
-State = Literal["waiting", "running", "stopped", "finished", "failed", "pruned"]
+State = Literal["finished", "failed", "stopped", "pruned", "running", "waiting"]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -16,7 +16,7 @@ from segdcn.errors import UserError, is_passing
 from segdcn.runs import job
 from segdcn.runs.files import file_hash, read_object, shown, typed
 
-STATES = ("finished", "failed", "stopped", "pruned", "running", "waiting", "missing")
+STATES = (*get_args(job.State), "missing")
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,11 @@ def read_run(folder: Path, again: str | None = None) -> RunRecord:
     )
 
 
-def read_epochs(folder: Path) -> dict[str, Sequence[float]]:
-    """The columns of metrics.csv, NaN where an epoch has no figure; a file that is missing or damaged has none."""
+def read_epochs(folder: Path, names: Collection[str] | None = None) -> dict[str, Sequence[float]]:
+    """The columns of metrics.csv, NaN where an epoch has no figure; a file that is missing or damaged has none.
+
+    names: of the columns that are wanted; None is all.
+    """
     try:
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -169,7 +172,8 @@ def read_epochs(folder: Path) -> dict[str, Sequence[float]]:
         if is_passing(error):
             raise
         return {}
-    return {key: [_cell(row.get(key)) for row in rows] for key in (rows[0] if rows else {}) if key}
+    found = [key for key in (rows[0] if rows else ()) if key and (names is None or key in names)]
+    return {key: [_cell(row.get(key)) for row in rows] for key in found}
 
 
 def resume_command(folder: Path) -> str:

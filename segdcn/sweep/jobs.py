@@ -10,7 +10,6 @@ sweeps/NAME/<job>/          a run folder of segdcn-train; beside that command's 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 from segdcn.drawing.numbers import is_loss
 from segdcn.errors import UserError
 from segdcn.runs.distributed import DIE_WITH_PARENT
+from segdcn.runs.files import read_object
 from segdcn.runs.folder import INHERITED_LOCK, LOCK
 from segdcn.runs.job import JobRecord, read_job
 from segdcn.runs.overrides import is_of_the_place, quoted, split_override
@@ -64,7 +64,7 @@ def read_progress(folder: Path, metric: str = "val/miou") -> Progress:
     epochs = steps = 0
     figures: list[float] = []
     with contextlib.suppress(OSError, ValueError, KeyError):
-        columns = read_epochs(folder)
+        columns = read_epochs(folder, ("epoch", "step", metric))
         epochs, steps = int(columns["epoch"][-1]) + 1, int(columns["step"][-1])
         figures = [figure for figure in columns.get(metric, ()) if not math.isnan(figure)]
     if is_finished(folder):
@@ -73,7 +73,7 @@ def read_progress(folder: Path, metric: str = "val/miou") -> Progress:
             if record.started is not None:  # nobody wrote down its end yet, or was there to do it
                 seconds = record.seconds + (folder / "metrics.json").stat().st_mtime - record.started
                 record = replace(record, seconds=seconds, started=None)
-            figures = [float(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))[metric])]
+            figures = [float(read_object(folder / "metrics.json", "")[metric])]
     best = min if is_loss(metric) else max
     return Progress(record, epochs, steps, best(figures, default=math.nan))
 
