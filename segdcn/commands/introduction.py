@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from segdcn.data.labels import labels_before_training
 from segdcn.models import deformable_layers
 from segdcn.runs.files import shown
 from segdcn.training.optim import parameter_groups
 
 
-def introduce(config: DictConfig, dataset: Any, network: Any, conditions: dict[str, Any], found: list[str]) -> None:
-    """What is trained on what, in a few lines, and what is odd about the labels.
+def introduce(
+    config: DictConfig,
+    dataset: Any,
+    network: Any,
+    conditions: dict[str, Any],
+    found: Sequence[str],
+    notes: Sequence[str],
+) -> None:
+    """What is trained on what, in a few lines.
 
-    found: of what was left to the data and the machine.
+    found: of what was left to the data and the machine.  notes: what is odd about the labels.
     """
-    notes = labels_before_training(dataset)
     images = ", ".join(f"{len(dataset.split(split))} {split}" for split in ("train", "val"))
     print(f"data     {type(dataset).__name__}: {images} images, {len(dataset.class_names)} classes")
     for line in found:

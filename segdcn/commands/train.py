@@ -17,7 +17,7 @@ from segdcn.commands.kinds import check_kinds
 from segdcn.commands.recipes import run_name
 from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError
-from segdcn.runs.distributed import die_with_parent
+from segdcn.runs.distributed import die_with_parent, is_first
 from segdcn.runs.files import shown, typed, write_json
 from segdcn.runs.record import resume_command
 
@@ -59,6 +59,7 @@ def train(config: DictConfig) -> float:
     )
     from segdcn.commands.introduction import images_per_step, introduce
     from segdcn.commands.run_folder import leave_provenance
+    from segdcn.data.labels import labels_before_training
     from segdcn.models.cost import network_cost
     from segdcn.training.figures import FiguresFile
     from segdcn.training.progress import training_seconds
@@ -71,6 +72,7 @@ def train(config: DictConfig) -> float:
 
     dataset = build_dataset(config)
     found = settle(config, dataset)
+    notes = labels_before_training(dataset) if is_first() else []  # before weights are fetched for what may be refused
     data = build_datamodule(config, dataset)
     task = build_task(config, dataset)
     task.evaluator = build_evaluator(config.protocol, dataset, "val")
@@ -79,7 +81,7 @@ def train(config: DictConfig) -> float:
     size = check_network(config, dataset, task, trainer)
     conditions |= network_cost(task.network, size) | images_per_step(config, trainer)
     if trainer.is_global_zero:
-        introduce(config, dataset, task.network, conditions, found)
+        introduce(config, dataset, task.network, conditions, found, notes)
         leave_provenance(run, config)
 
     try:
