@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -18,6 +19,7 @@ from segdcn.commands.compose import plain
 from segdcn.commands.errors import is_misconfiguration
 from segdcn.data.crops import fitting_crop
 from segdcn.data.datamodule import check_world_size
+from segdcn.data.frequencies import RULES, class_weights
 from segdcn.errors import UserError, is_passing
 from segdcn.evaluation import Evaluator, get_protocol
 from segdcn.evaluation.protocols import CityscapesLike
@@ -44,6 +46,12 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
         data.crop_size = list(fitting_crop(dataset.split("train"), data.get("short_side"), data.get("long_side")))
         height, width = data.crop_size
         lines.append(f"crops    {height}x{width} pixels, which fit the images; datamodule.crop_size=[H,W] makes others")
+    if (rule := config.loss.get("class_weights")) in RULES:
+        weights = [float(f"{weight:.4g}") for weight in class_weights(dataset, rule)]
+        config.loss.class_weights = weights
+        least, most = int(np.argmin(weights)), int(np.argmax(weights))
+        names = dataset.class_names
+        lines.append(f"weights  {rule}: {weights[least]:g} ({names[least]}) to {weights[most]:g} ({names[most]})")
     if model.get("backbone") == "auto":
         if _on_gpu(config.trainer):
             model.backbone = ON_GPU

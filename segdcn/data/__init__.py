@@ -7,13 +7,14 @@ from segdcn.data.camvid import CamVid
 from segdcn.data.cityscapes import Cityscapes
 from segdcn.data.dataset import Sample
 from segdcn.data.folder import ImageFolder
+from segdcn.data.frequencies import class_weights
 from segdcn.data.shapes import Shapes
 from segdcn.data.voc import VOC
 
 if TYPE_CHECKING:
     from segdcn.data.datamodule import SegmentationDataModule
 
-__all__ = ["VOC", "CamVid", "Cityscapes", "ImageFolder", "Sample", "SegmentationDataModule", "Shapes"]
+__all__ = ["VOC", "CamVid", "Cityscapes", "ImageFolder", "Sample", "SegmentationDataModule", "Shapes", "class_weights"]
 
 
 def __getattr__(name: str) -> Any:

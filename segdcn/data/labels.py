@@ -74,7 +74,7 @@ def read_some_labels(dataset: SegmentationDataset, split: str) -> SplitLabels:
     pixels, read = np.zeros(256, np.int64), 0
     for index in np.random.default_rng(0).permutation(len(samples))[:AT_MOST].tolist():
         try:
-            pixels += count_labels(_label(samples, index))
+            pixels += count_labels(label_of(samples, index))
         except Exception:  # whatever a data set of the user's own raises
             continue
         read += 1
@@ -121,7 +121,8 @@ def count_labels(label: Array) -> NDArray[np.int64]:
     return counts
 
 
-def _label(samples: Sequence[Sample], index: int) -> Array:
+def label_of(samples: Sequence[Sample], index: int) -> Array:
+    """The label of one sample; where samples are files its image is not read."""
     if not isinstance(samples, ImageMaskFiles):
         _, label, _ = samples[index]
         return label

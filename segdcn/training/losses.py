@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdcn.data.frequencies import RULES
 from segdcn.errors import UserError
 
 
@@ -26,6 +27,7 @@ class SegmentationLoss(nn.Module):
     Args:
         ignore_index: label of pixels that do not count.
         class_weights: one factor per class; the mean is divided by the weights of the pixels that count.
+            ``segdcn.data.class_weights`` computes some.
         label_smoothing: share of the target spread evenly over all classes, 0 <= value < 1.
         ohem_fraction: online hard example mining: keep only this share of the labelled pixels, those with
             the largest loss, but at least one (Shrivastava et al. 2016, per pixel). Several processes each
@@ -48,6 +50,11 @@ class SegmentationLoss(nn.Module):
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if ohem_fraction is not None and not 0.0 < ohem_fraction <= 1.0:
             raise UserError(f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}")
+        if isinstance(class_weights, str):
+            raise UserError(
+                f"class_weights must be one number a class, {', '.join(RULES)} or null, got {class_weights!r}"
+                " (in Python the rules are segdcn.data.class_weights)"
+            )
         if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
             raise UserError(f"class_weights must be finite and not negative, got {list(class_weights)}")
         self.ignore_index = ignore_index
