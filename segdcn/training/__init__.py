@@ -1,5 +1,6 @@
 """Training as Lightning modules, callbacks and losses."""
 
+from segdcn.training.averaging import AveragedWeights
 from segdcn.training.checkpointing import AtomicCheckpoints, Checkpoint
 from segdcn.training.figures import FiguresFile, MetricsFile
 from segdcn.training.losses import SegmentationLoss
@@ -11,6 +12,7 @@ from segdcn.training.task import SegmentationTask
 
 __all__ = [
     "AtomicCheckpoints",
+    "AveragedWeights",
     "Checkpoint",
     "EpochLines",
     "FiguresFile",
