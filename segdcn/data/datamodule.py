@@ -199,7 +199,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: training images per device.
         crop_size: see `TrainTransform`; "auto" is one that fits the images, see `fitting_crop`; whole images (None)
             have many sizes, so that each must be a batch of its own.
-        scale, flip, photometric, mean, std, short_side, long_side: see `TrainTransform`.
+        scale, flip, photometric, mean, std, short_side, long_side, cat_max_ratio: see `TrainTransform`.
         eval_batch_size: images per device in validation and test, which see whole images; more than 1 needs
             images of one size.
         num_workers: loading processes per device and split; the batches are the same for any number.
@@ -225,6 +225,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         std: Sequence[float] = IMAGENET_STD,
         short_side: int | None = None,
         long_side: int | None = None,
+        cat_max_ratio: float | None = None,
     ) -> None:
         super().__init__()
         if crop_size is None and batch_size > 1:
@@ -245,7 +246,9 @@ class SegmentationDataModule(pl.LightningDataModule):
             if crop_size != "auto":
                 raise UserError(f"crop_size must be [height, width], auto or null, got {crop_size!r}")
             crop_size = fitting_crop(dataset.split("train"), short_side, long_side)
-        self.train_transform = TrainTransform(crop_size, scale, flip, photometric, mean, std, short_side, long_side)
+        self.train_transform = TrainTransform(
+            crop_size, scale, flip, photometric, mean, std, short_side, long_side, cat_max_ratio
+        )
         self.eval_transform = EvalTransform(mean, std)
         self._batches_in_checkpoint = 0
         self._warned_of: set[str] = set()

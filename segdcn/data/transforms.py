@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segdcn.data.dataset import IGNORE_INDEX, Array
+from segdcn.data.labels import count_labels
 from segdcn.errors import UserError
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for its version
@@ -40,6 +41,8 @@ class TrainTransform:
         mean, std: per RGB channel, for pixel values in 0..1.
         short_side, long_side: the image size that ``scale`` multiplies: the shorter side has ``short_side`` pixels,
             less where the longer one would exceed ``long_side``; None for the image's own (long_side: no limit).
+        cat_max_ratio: of up to 10 random crops the first is taken in which two classes or more are seen and none has
+            this share of the labelled pixels, or else the last (as in mmsegmentation); None takes the first.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class TrainTransform:
         std: Sequence[float] = IMAGENET_STD,
         short_side: int | None = None,
         long_side: int | None = None,
+        cat_max_ratio: float | None = None,
     ) -> None:
         if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < MIN_CROP):
             raise UserError(f"crop_size must be (height, width) of at least {MIN_CROP}, got {tuple(crop_size)}")
@@ -65,11 +69,15 @@ class TrainTransform:
             raise UserError(f"short_side must be at least {MIN_CROP} pixels, got {short_side}")
         if long_side is not None and (short_side is None or long_side < short_side):
             raise UserError(f"long_side must be at least short_side, got {long_side} and {short_side}")
+        if cat_max_ratio is not None and not 0 < cat_max_ratio < 1:
+            raise UserError(f"cat_max_ratio must be above 0 and below 1 (null: any crop), got {cat_max_ratio}")
+        if cat_max_ratio is not None and crop_size is None:
+            raise UserError("cat_max_ratio chooses among crops, and crop_size=null makes none: give a crop_size")
         factors = (1 - photometric, 1 + photometric)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns about argument names that it does not know
             steps: list[A.BasicTransform] = [
-                _RandomScaledCrop(crop_size, (scale[0], scale[1]), short_side, long_side),
+                _RandomScaledCrop(crop_size, (scale[0], scale[1]), short_side, long_side, cat_max_ratio),
                 A.HorizontalFlip(p=flip),
                 A.Normalize(mean=tuple(mean), std=tuple(std)),
             ]
@@ -118,8 +126,11 @@ class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
     """Scale by a random factor, then cut a random window of the crop's size; a smaller side stays whole.
 
     Done the other way round, which costs less and gives the same distribution: cut, then resize. The factor is of
-    the size to which ``short_side`` and ``long_side`` would resize the image: both are one resize.
+    the size to which ``short_side`` and ``long_side`` would resize the image: both are one resize. ``cat_max_ratio``
+    counts the pixels of windows that are not resized yet.
     """
+
+    WINDOWS = 10
 
     def __init__(
         self,
@@ -127,11 +138,13 @@ class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
         scale: tuple[float, float],
         short_side: int | None,
         long_side: int | None,
+        cat_max_ratio: float | None,
     ) -> None:
         super().__init__(p=1.0)
         self.crop_size = crop_size
         self.scale = scale
         self.short_side, self.long_side = short_side, long_side
+        self.cat_max_ratio = cat_max_ratio
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         shape = params["shape"][:2]
@@ -144,20 +157,26 @@ class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
                 "window": (slice(None), slice(None)),
                 "size": tuple(max(1, round(factor * side)) for side in shape),
             }
-        window, size = [], []
-        for crop_side, side in zip(self.crop_size, shape, strict=True):
-            target = max(1, min(crop_side, round(factor * side)))
-            source = max(1, min(side, round(target / factor)))
-            start = self.py_random.randint(0, side - source)
-            window.append(slice(start, start + source))
-            size.append(target)
-        return {"window": tuple(window), "size": tuple(size)}
+        size = [max(1, min(crop, round(factor * side))) for crop, side in zip(self.crop_size, shape, strict=True)]
+        source = [max(1, min(side, round(target / factor))) for target, side in zip(size, shape, strict=True)]
+        for _ in range(self.WINDOWS):
+            starts = [self.py_random.randint(0, side - own) for own, side in zip(source, shape, strict=True)]
+            window = tuple(slice(start, start + own) for start, own in zip(starts, source, strict=True))
+            if self.cat_max_ratio is None or _is_mixed(data["mask"][window], self.cat_max_ratio):
+                break
+        return {"window": window, "size": tuple(size)}
 
     def apply(self, img: Array, window: tuple[slice, slice], size: tuple[int, int], **params: Any) -> Array:
         return _resize(img[window], size, cv2.INTER_LINEAR)
 
     def apply_to_mask(self, mask: Array, window: tuple[slice, slice], size: tuple[int, int], **params: Any) -> Array:
         return _resize(mask[window], size, cv2.INTER_NEAREST_EXACT)  # INTER_NEAREST is half a pixel off
+
+
+def _is_mixed(label: Array, ratio: float) -> bool:
+    """Whether two classes or more are seen, none of which has this share of the labelled pixels."""
+    counts = count_labels(label)[:IGNORE_INDEX]
+    return np.count_nonzero(counts) > 1 and bool(counts.max() < ratio * counts.sum())
 
 
 def _resize(array: Array, size: tuple[int, int], interpolation: int) -> Array:

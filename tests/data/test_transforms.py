@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import BARE, call, one_line
 
-from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform
+from segdcn.commands.train import main
+from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, TrainTransform, _RandomScaledCrop
 from segdcn.evaluation import get_protocol
 
 
@@ -233,9 +236,57 @@ def test_a_whole_image_is_scaled_at_random_too() -> None:
     assert all(abs(width - 1.5 * height) <= 1.5 for height, width in sizes)
 
 
+def mixed(label: np.ndarray, ratio: float) -> bool:
+    """As mmsegmentation's RandomCrop says it."""
+    labels, count = np.unique(label, return_counts=True)
+    count = count[labels != 255]
+    return bool(len(count) > 1 and np.max(count) / np.sum(count) < ratio)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), ratio=st.sampled_from([0.3, 0.5, 0.75, 0.95]), ignored=st.floats(0, 1))
+def test_of_ten_windows_the_first_that_is_mixed_is_taken_or_else_the_last(
+    seed: int, ratio: float, ignored: float
+) -> None:
+    _, label = blocks(96, 120, seed)
+    label[np.random.default_rng(seed).random(label.shape) < ignored] = 255
+    crop = _RandomScaledCrop((32, 40), (1.5, 1.5), None, None, ratio)
+    crop.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    window = crop.get_params_dependent_on_data({"shape": (96, 120, 3)}, {"mask": label})["window"]
+
+    draws = random.Random(seed)
+    draws.uniform(1.5, 1.5)
+    height, width = 21, 27  # 32 and 40 pixels, before they are scaled
+    corners = [(draws.randint(0, 96 - height), draws.randint(0, 120 - width)) for _ in range(10)]
+    windows = [(slice(top, top + height), slice(left, left + width)) for top, left in corners]
+    assert window == next((one for one in windows if mixed(label[one], ratio)), windows[-1])
+
+
+def test_crops_of_one_class_are_drawn_again_and_others_are_what_they_were() -> None:
+    label = np.zeros((64, 256), np.uint8)
+    label[:, 160:] = np.arange(96) // 12 % 3  # the left is one class
+    label[:32] = 255
+    image = np.stack([40 * label] * 3, axis=2)
+    plain, choosing = TrainTransform((40, 40)), TrainTransform((40, 40), cat_max_ratio=0.75)
+    changed, found = 0, []
+    for seed in range(100):
+        (x, y), (x_chosen, y_chosen) = plain(image, label, seed), choosing(image, label, seed)
+        found.append(mixed(y_chosen.numpy(), 0.78))  # resized labels are not counted
+        if mixed(y.numpy(), 0.7):
+            assert torch.equal(x, x_chosen)
+            assert torch.equal(y, y_chosen)
+        changed += not torch.equal(y, y_chosen)
+    assert changed > 30
+    assert np.mean(found) > 0.95
+    one = TrainTransform((40, 40), cat_max_ratio=0.75)(image, np.zeros_like(label), 0)[1]
+    assert (one[one != 255] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
+        ("cat_max_ratio", 0),
+        ("cat_max_ratio", 1),
         ("short_side", 31),
         ("long_side", 600),
         ("crop_size", (31, 64)),
@@ -260,3 +311,23 @@ def test_import_asks_no_server() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_whole_images_offer_no_choice_of_crops() -> None:
+    with pytest.raises(ValueError, match=r"^cat_max_ratio chooses among crops, and crop_size=null makes none"):
+        TrainTransform(None, cat_max_ratio=0.75)
+
+
+def test_command_trains_on_chosen_crops_and_refuses_a_wrong_ratio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*BARE, "trainer.max_steps=2", "datamodule.batch_size=4", "dataset.val_images=2")
+    losses = []
+    for ratio in ("null", "0.6"):
+        run = tmp_path / ratio
+        assert call(main, *settings, f"datamodule.cat_max_ratio={ratio}", f"output_dir={run}") == 0
+        losses.append((run / "metrics.csv").read_text().splitlines()[1].split(",")[2])
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    assert call(main, *settings, "datamodule.cat_max_ratio=1.5", f"output_dir={tmp_path / 'no'}") == 1
+    assert "cat_max_ratio must be above 0 and below 1 (null: any crop), got 1.5" in one_line(capsys.readouterr().err)
