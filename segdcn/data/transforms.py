@@ -176,7 +176,7 @@ class _RandomScaledCrop(A.DualTransform):  # type: ignore[misc]
 def _is_mixed(label: Array, ratio: float) -> bool:
     """Whether two classes or more are seen, none of which has this share of the labelled pixels."""
     counts = count_labels(label)[:IGNORE_INDEX]
-    return np.count_nonzero(counts) > 1 and bool(counts.max() < ratio * counts.sum())
+    return bool(np.count_nonzero(counts) > 1 and counts.max() < ratio * counts.sum())
 
 
 def _resize(array: Array, size: tuple[int, int], interpolation: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,9 @@ class SegmentationLoss(nn.Module):
         ohem_fraction: online hard example mining: keep only this share of the labelled pixels, those with
             the largest loss, but at least one (Shrivastava et al. 2016, per pixel). Several processes each
             choose among their own pixels.
+        ohem_threshold: keep the labelled pixels whose true class has less than this probability, 0.7 for example;
+            where they are fewer than ``ohem_fraction`` (None: than one pixel) keep that share (mmsegmentation's
+            ``OHEMPixelSampler``, whose least is a number of pixels).
 
     Shape: logits (N, K, H, W), label int64 (N, H, W) -> scalar.
     """
@@ -44,12 +48,17 @@ class SegmentationLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         ohem_fraction: float | None = None,
+        ohem_threshold: float | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise UserError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if ohem_fraction is not None and not 0.0 < ohem_fraction <= 1.0:
             raise UserError(f"ohem_fraction must be above 0 and at most 1 (null: all pixels), got {ohem_fraction}")
+        if ohem_threshold is not None and not 0.0 < ohem_threshold < 1.0:
+            raise UserError(
+                f"ohem_threshold must be a probability above 0 and below 1 (null: none), got {ohem_threshold}"
+            )
         if isinstance(class_weights, str):
             raise UserError(
                 f"class_weights must be one number a class, {', '.join(RULES)} or null, got {class_weights!r}"
@@ -59,7 +68,7 @@ class SegmentationLoss(nn.Module):
             raise UserError(f"class_weights must be finite and not negative, got {list(class_weights)}")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        self.ohem_fraction = ohem_fraction
+        self.ohem_fraction, self.ohem_threshold = ohem_fraction, ohem_threshold
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         # Not persistent: the weights are a setting, and a checkpoint must load under other settings.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -85,20 +94,26 @@ class SegmentationLoss(nn.Module):
         else:
             pixel_weights = torch.where(valid, weights[label.where(valid, 0)], 0)
 
-        if self.ohem_fraction is not None:
-            pixel_losses, pixel_weights = self._hardest(pixel_losses[valid], pixel_weights[valid])
+        if self.ohem_fraction is not None or self.ohem_threshold is not None:
+            pixel_losses, pixel_weights = pixel_losses[valid], pixel_weights[valid]
+            kept = self._hardest(pixel_losses, logits, label)
+            pixel_losses, pixel_weights = pixel_losses[kept], pixel_weights[kept]
         total_loss, total_weight = pixel_losses.sum(), pixel_weights.sum()
         if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return _mean_over_processes(total_loss, total_weight)
         return total_loss / total_weight.where(total_weight > 0, 1)
 
-    def _hardest(self, pixel_losses: Tensor, pixel_weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The hardest share of the labelled pixels, (M,) -> (M',) each."""
-        assert self.ohem_fraction is not None
+    def _hardest(self, pixel_losses: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        """Which of the labelled pixels to keep, by their losses (M,): an index of them."""
         count = len(pixel_losses)
-        kept = min(count, max(1, round(self.ohem_fraction * count)))
-        hardest = pixel_losses.topk(kept, sorted=False).indices
-        return pixel_losses[hardest], pixel_weights[hardest]
+        least = min(count, max(1, round((self.ohem_fraction or 0.0) * count)))
+        if self.ohem_threshold is not None:
+            # by the probabilities alone, without the weights and the smoothing of the losses
+            surprise = F.cross_entropy(logits.detach(), label, ignore_index=self.ignore_index, reduction="none")
+            hard = surprise[label != self.ignore_index] > -math.log(self.ohem_threshold)
+            if hard.sum() >= least:
+                return hard
+        return pixel_losses.topk(least, sorted=False).indices
 
     def _check_shapes(self, logits: Tensor, label: Tensor) -> None:
         if logits.ndim != 4 or label.shape != (len(logits), *logits.shape[2:]):

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import BARE, call
 from torch import Tensor
 
+from segdcn.commands.train import main
 from segdcn.training.losses import SegmentationLoss
 
 WEIGHTS = [0.5, 2.0, 1.0, 0.1]
@@ -61,14 +68,18 @@ def test_loss_and_gradient_equal_torch(
     torch.testing.assert_close(gradient, expected_gradient)
 
 
+@pytest.mark.parametrize("ohem_threshold", [None, 0.7])
 @pytest.mark.parametrize("ohem_fraction", [None, 0.25])
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_without_a_labelled_pixel_loss_and_gradient_are_zero(
-    ohem_fraction: float | None, class_weights: list[float] | None, label_smoothing: float
+    ohem_threshold: float | None,
+    ohem_fraction: float | None,
+    class_weights: list[float] | None,
+    label_smoothing: float,
 ) -> None:
     logits, label = random_batch(ignored_share=1.1)
-    loss = SegmentationLoss(255, class_weights, label_smoothing, ohem_fraction)(logits, label)
+    loss = SegmentationLoss(255, class_weights, label_smoothing, ohem_fraction, ohem_threshold)(logits, label)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad is not None
@@ -100,6 +111,44 @@ def test_ohem_divides_by_the_class_weights_of_the_kept_pixels() -> None:
     kept = sorted(pixels, reverse=True)[: round(0.25 * len(pixels))]
     loss = SegmentationLoss(class_weights=WEIGHTS, ohem_fraction=0.25)(logits, label)
     assert loss.item() == pytest.approx(sum(v for v, _ in kept) / sum(w for _, w in kept), rel=1e-5)
+
+
+def mmsegmentation_samples(probabilities: np.ndarray, threshold: float, least: int) -> np.ndarray:
+    """Which pixels count, after its OHEMPixelSampler: of the labelled pixels' true classes, (M,) -> (M,) bool."""
+    ranked = np.sort(probabilities)
+    reached = ranked[least] if least < len(ranked) else np.inf  # the sampler itself leaves the easiest pixel out
+    return probabilities < max(threshold, reached)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1000),
+    threshold=st.sampled_from([0.05, 0.3, 0.7, 0.99]),
+    fraction=st.sampled_from([None, 0.1, 0.5, 1.0]),
+    weights=st.sampled_from([None, [2.0] * 4]),
+)
+def test_ohem_by_threshold_keeps_what_mmsegmentation_keeps(
+    seed: int, threshold: float, fraction: float | None, weights: list[float] | None
+) -> None:
+    logits, label = random_batch(seed)
+    valid = (label != 255).numpy()
+    exponentials = np.exp(logits.detach().numpy().astype(np.float64))
+    of_classes = (exponentials / exponentials.sum(1, keepdims=True)).transpose(0, 2, 3, 1)[valid]
+    probabilities = of_classes[np.arange(valid.sum()), label.numpy()[valid]]
+    kept = mmsegmentation_samples(probabilities, threshold, max(1, round((fraction or 0) * valid.sum())))
+
+    loss = SegmentationLoss(class_weights=weights, ohem_fraction=fraction, ohem_threshold=threshold)(logits, label)
+    assert loss.item() == pytest.approx(-np.log(probabilities[kept]).mean(), rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    np.testing.assert_array_equal((logits.grad.abs().sum(dim=1) > 0).numpy()[valid], kept)
+
+
+def test_ohem_threshold_is_of_the_probability_whatever_weighs_the_loss() -> None:
+    logits = torch.tensor([[3.0, 0.0], [0.0, 0.1]]).T.reshape(1, 2, 1, 2)  # 0.95 and 0.52 of their classes
+    label = torch.tensor([[[0, 1]]])
+    loss = SegmentationLoss(class_weights=[100.0, 1.0], ohem_threshold=0.7)(logits, label)
+    assert loss.item() == pytest.approx(-math.log(math.exp(0.1) / (1 + math.exp(0.1))), rel=1e-5)
 
 
 def test_other_ignore_index() -> None:
@@ -141,6 +190,8 @@ def test_class_weights_must_fit_the_network() -> None:
     [
         {"ohem_fraction": 0.0},
         {"ohem_fraction": 1.5},
+        {"ohem_threshold": 0.0},
+        {"ohem_threshold": 1.0},
         {"label_smoothing": 1.0},
         {"label_smoothing": -0.1},
         {"class_weights": [1.0, -1.0]},
@@ -150,3 +201,12 @@ def test_class_weights_must_fit_the_network() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         SegmentationLoss(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [("ohem_threshold=0.7", "ohem_fraction=0.1")])
+def test_command_trains_with_it(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Two steps and a validation, in which the loss is computed too."""
+    small = ("trainer.max_steps=2", "datamodule.batch_size=4", "dataset.val_images=2", f"output_dir={tmp_path}")
+    assert call(main, *BARE, *small, *(f"loss.{option}" for option in options)) == 0
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert 0 < figures["val/loss"] < 10
