@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
@@ -28,7 +28,7 @@ from segdcn.runs.checkpoint import GROUPS, without_pretrained
 from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.checkpointing import AtomicCheckpoints
 
-ON_GPU, ON_CPU, ON_CPU_CHANNELS = "resnet50", "mobilenet_v2", 64
+ON_GPU, ON_CPU, LIGHT_HEAD = "resnet50", "mobilenet_v2", "fpn"
 """What model.backbone=auto comes to, on a CPU with a head that is narrower than published."""
 
 
@@ -52,17 +52,16 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
         least, most = int(np.argmin(weights)), int(np.argmax(weights))
         names = dataset.class_names
         lines.append(f"weights  {rule}: {weights[least]:g} ({names[least]}) to {weights[most]:g} ({names[most]})")
+    on_cpu = model.get("backbone") == "auto" and not _on_gpu(config.trainer)
     if model.get("backbone") == "auto":
-        if _on_gpu(config.trainer):
-            model.backbone = ON_GPU
-        else:
-            model.backbone = ON_CPU
-            with open_dict(model):
-                model.setdefault("head_channels", ON_CPU_CHANNELS)
-            lines.append(
-                f"light    {ON_CPU} and a head of {model.head_channels} channels, since this is a CPU (on a GPU"
-                f" {ON_GPU} as published); model.backbone=NAME takes another"
-            )
+        model.backbone = ON_CPU if on_cpu else ON_GPU
+    if model.get("head") == "auto":
+        model.head = LIGHT_HEAD if model.backbone == ON_CPU else "v3plus"
+    if on_cpu:
+        lines.append(
+            f"light    {ON_CPU} and the head {model.head}, since this is a CPU (on a GPU {ON_GPU} and v3plus);"
+            " model.backbone=NAME takes another"
+        )
     return lines
 
 

@@ -4,7 +4,7 @@ from segdcn.models.backbones import BACKBONES, Backbone, Features, build_backbon
 from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvision_deeplabv3
 from segdcn.models.deformable import deformable_layers, make_deformable, plain_twin, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
-from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead
+from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, V3PlusHead
 from segdcn.models.weights import load_weights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Backbone",
     "DeepLab",
     "Deform",
+    "FPNHead",
     "Features",
     "PaperHead",
     "V3PlusHead",

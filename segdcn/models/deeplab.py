@@ -16,10 +16,10 @@ from segdcn.errors import UserError
 from segdcn.models.backbones import Backbone, Features, build_backbone
 from segdcn.models.deformable import make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
-from segdcn.models.heads import ASPPHead, PaperHead, V3PlusHead, resize
+from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, V3PlusHead, resize
 from segdcn.models.weights import Weights, load_weights, read_weights
 
-HEADS = ("paper", "aspp", "v3plus")
+HEADS = ("paper", "aspp", "v3plus", "fpn")
 
 
 class DeepLab(nn.Module):
@@ -83,10 +83,12 @@ def build_deeplab(
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
     backbone, output_stride, torchvision_dilation: see ``build_backbone``.
-    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3) or ``v3plus`` (DeepLabv3+).
+    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3), ``v3plus`` (DeepLabv3+) or ``fpn`` (the light
+    one, a feature pyramid).
     weights: of the backbone, see there; of a file of a whole segmentation network, such as a checkpoint of another
     training or torchvision's deeplabv3_resnet50, all that fits is taken, see ``load_weights``.
-    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 otherwise.
+    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 for ``aspp`` and ``v3plus``,
+    and 64 for ``fpn``.
     image_pooling: whether ``aspp`` and ``v3plus`` see the mean of the whole map too, for which a training needs batches
     of two images or more.
     auxiliary: whether the stage before the last has a head of its own, for training.
@@ -100,7 +102,7 @@ def build_deeplab(
     """
     given = dict(locals())
     if head not in HEADS:
-        raise UserError(f"head must be paper, aspp or v3plus, got {head!r}")
+        raise UserError(f"head must be paper, aspp, v3plus or fpn, got {head!r}")
     if num_classes < 2:
         raise UserError(f"num_classes must be 2 or more, got {num_classes}")
     if head_channels is not None and head_channels < 1:
@@ -128,6 +130,9 @@ def build_deeplab(
         classify = PaperHead(body.out_channels, num_classes, head_channels or 1024)
     elif head == "aspp":
         classify = ASPPHead(body.out_channels, num_classes, output_stride, head_channels or 256, image_pooling)
+    elif head == "fpn":
+        pyramid = (body.low_level_channels, body.middle_channels, body.out_channels)
+        classify = FPNHead(pyramid, num_classes, head_channels or 64)
     else:
         channels = (body.out_channels, body.low_level_channels)
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)

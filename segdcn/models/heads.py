@@ -5,6 +5,8 @@ Legend: N batch, C channels, h x w feature pixels, K classes. Every head maps Fe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -141,6 +143,33 @@ class V3PlusHead(nn.Module):
         fine = self.reduce(features.low)
         context = resize(self.aspp(features.high), fine.shape[-2:])
         logits: Tensor = self.classifier(self.fuse(torch.cat([context, fine], dim=1)))
+        return logits
+
+
+class FPNHead(nn.Module):
+    """The light decoder: a feature pyramid's top-down path, then one 3x3 convolution at stride 4.
+
+    Each map through a 1x1 convolution to one width, from the coarsest on enlarged and added to the next finer one.
+
+    channels: of the pyramid. The cost lies in the 3x3 convolution and grows with its square.
+
+    Shape: low (N, C_low, H/4, W/4), middle, high -> (N, K, H/4, W/4).
+    Source: Lin et al. 2017 (feature pyramid networks), section 3; Kirillov et al. 2019 (panoptic feature pyramids),
+    whose semantic branch has convolutions at every level.
+    """
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 64) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(each, channels, 1, bias=False) for each in in_channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self.fuse = _conv_bn_relu(channels, channels, 3)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, features: Features) -> Tensor:
+        *finer, x = (convolve(each) for convolve, each in zip(self.lateral, features, strict=True))
+        for each in reversed(finer):
+            x = resize(x, each.shape[-2:]) + each
+        logits: Tensor = self.classifier(self.fuse(F.relu(self.norm(x))))
         return logits
 
 

@@ -41,6 +41,8 @@ class SegmentationTask(pl.LightningModule):
         iteration.
     backbone_lr_mult, offset_lr_mult: see ``parameter_groups``.
     auxiliary_weight: of each auxiliary head's loss.
+    channels_last: whether the channels of a pixel lie side by side in memory, for which most convolutions are faster;
+        sums are taken in another order, so that figures differ a little.
     seed: of the randomness within the network.
     description: plain values saved in each checkpoint, from which the commands rebuild the run; None is what is known
         here, which is enough for ``segdcn.load``.
@@ -60,11 +62,15 @@ class SegmentationTask(pl.LightningModule):
         backbone_lr_mult: float = 1.0,
         offset_lr_mult: float = 0.1,
         auxiliary_weight: float = 0.4,
+        channels_last: bool = False,
         seed: int = 0,
         description: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network = giving_logits(network)
+        self.channels_last = channels_last
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)
         self.loss = SegmentationLoss() if loss is None else loss
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
@@ -80,6 +86,11 @@ class SegmentationTask(pl.LightningModule):
         self.train_loss = MeanMetric()
         # in the checkpoint, so that a run resumed in the middle of an epoch logs the whole epoch's mean
         self.train_loss.persistent(True)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.channels_last:
+            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+        return batch
 
     # --- training ---------------------------------------------------------------------------------------------
 

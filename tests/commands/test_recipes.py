@@ -116,13 +116,13 @@ def test_own_images_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "class_0 to class_2, since all 4 train masks hold 0..2 and 255; name them in mine/classes.txt" in said
     assert "crops    96x96 pixels" in said
-    assert "light    mobilenet_v2 and a head of 64 channels, since this is a CPU" in said
+    assert "light    mobilenet_v2 and the head fpn, since this is a CPU" in said
     assert "conf/experiment/finetune.yaml" in said
     config = yaml.safe_load((here / "run" / "config.yaml").read_text())
     assert config["name"] == "folder_finetune"
     assert config["dataset"]["class_names"] == ["class_0", "class_1", "class_2"]
     assert config["datamodule"]["crop_size"] == [96, 96]
-    assert (config["model"]["backbone"], config["model"]["head_channels"]) == ("mobilenet_v2", 64)
+    assert (config["model"]["backbone"], config["model"]["head"]) == ("mobilenet_v2", "fpn")
 
     # names that are written later change nothing of the run
     (here / "mine" / "classes.txt").write_text("sky\ntree\nroad\n")

@@ -143,7 +143,7 @@ def test_a_batch_of_one_image_is_refused_before_the_training_where_a_mean_is_nor
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus"])
+@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus", "fpn"])
 def test_without_image_pooling_one_image_trains(head: str) -> None:
     network = build_deeplab(
         CLASSES, "resnet_tiny", head, weights=None, head_channels=8, image_pooling=False, deform=Deform(0)

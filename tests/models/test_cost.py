@@ -30,7 +30,7 @@ def test_groups_divide_the_product_and_not_the_sampling() -> None:
     assert count_flops(layer, (4, 5)) == 2 * 20 * per_position
 
 
-@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus"])
+@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus", "fpn"])
 def test_plain_networks_as_flop_counter_mode_counts_them(head: str) -> None:
     network = build_deeplab(
         5, "resnet_tiny", head, weights=None, output_stride=16, head_channels=16, deform=Deform(0)

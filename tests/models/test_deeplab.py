@@ -13,6 +13,7 @@ from segdcn.models import (
     ASPPHead,
     Deform,
     Features,
+    FPNHead,
     PaperHead,
     V3PlusHead,
     build_deeplab,
@@ -20,7 +21,7 @@ from segdcn.models import (
     from_torchvision_deeplabv3,
 )
 
-HEADS = ["paper", "aspp", "v3plus"]
+HEADS = ["paper", "aspp", "v3plus", "fpn"]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +118,22 @@ def test_the_papers_head_is_two_linear_maps_per_pixel() -> None:
     assert weights[0].std().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_the_pyramid_adds_its_maps_from_coarse_to_fine() -> None:
+    head = FPNHead((5, 7, 6), 3, channels=8).eval()
+    features = Features(torch.randn(2, 5, 16, 25), torch.randn(2, 7, 4, 7), torch.randn(2, 6, 2, 4))
+    low, middle, high = (conv(each) for conv, each in zip(head.lateral, features, strict=True))
+
+    def enlarged(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
+
+    total = low + enlarged(middle + enlarged(high, middle), low)
+    expected = head.classifier(head.fuse(head.norm(total).clamp(min=0)))
+    torch.testing.assert_close(head(features), expected)
+    for number in range(3):  # each map has its say
+        changed = [each + (place == number) for place, each in enumerate(features)]
+        assert (head(Features(*changed)) - head(features)).abs().max() > 0
+
+
 def test_the_decoder_scores_at_stride_4_from_fine_features_and_context() -> None:
     head = V3PlusHead(6, 5, num_classes=3, output_stride=16, channels=8).eval()
     low, high = torch.randn(1, 5, 16, 25), torch.randn(1, 6, 4, 7)
@@ -164,7 +181,7 @@ def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "v3"}, "head must be paper, aspp or v3plus, got 'v3'"),
+        ({"head": "v3"}, "head must be paper, aspp, v3plus or fpn, got 'v3'"),
         ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
         ({"head_channels": 0}, "head_channels must be positive, got 0"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),

@@ -111,7 +111,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
-@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus"])
+@pytest.mark.parametrize("head", ["paper", "aspp", "v3plus", "fpn"])
 @pytest.mark.parametrize("backbone", ["resnet_tiny", "mobilenet_v2"])
 def test_every_parameter_has_a_gradient(backbone: str, head: str, auxiliary: bool) -> None:
     """Otherwise DDP would need find_unused_parameters, a search of the graph at each step."""

@@ -206,6 +206,24 @@ def test_auxiliary_loss_counts_with_its_weight(weight: float) -> None:
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_channels_last_is_another_memory_format_of_the_same_training() -> None:
+    trained, seen = [], []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        network = build_deeplab(3, "resnet_tiny", "fpn", 32, weights=None, deform=Deform(1))
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        task = make_task(network, lr=0.01, channels_last=channels_last)
+        data = loader([batch(seed, (64, 96)) for seed in range(3)])
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(task, data, loader([batch(3, (64, 96))]))
+        trained.append(trainer.callback_metrics)
+    convolution = task.network.backbone.conv1.weight
+    assert convolution.is_contiguous(memory_format=torch.channels_last) and not convolution.is_contiguous()
+    assert seen[-1].is_contiguous(memory_format=torch.channels_last) and not seen[-1].is_contiguous()
+    for name in ("train/loss", "val/loss"):
+        torch.testing.assert_close(trained[0][name], trained[1][name], rtol=1e-3, atol=0)
+
+
 def test_validation_figures_come_from_all_pixels_at_once() -> None:
     """Images of two sizes, ignored pixels, and a class (c) that nobody has: all figures counted by hand."""
     first = {"prediction": [[0, 0, 1]], "label": [[0, 1, 1]]}
