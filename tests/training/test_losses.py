@@ -305,7 +305,11 @@ def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [("ohem_threshold=0.7", "ohem_fraction=0.1"), ("region=dice", "region_weight=0.5"), ("region=lovasz",)]
+    "options",
+    [
+        ("ohem_threshold=0.7", "ohem_fraction=0.1", "region=lovasz", "region_weight=0.5"),
+        pytest.param(("region=dice",), marks=pytest.mark.slow),
+    ],
 )
 def test_command_trains_with_it(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Two steps and a validation, in which the loss is computed too."""
