@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
     "training": (
         "ops models data drawing inference evaluation analysis runs",
-        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric optuna",
+        "torch numpy torchmetrics PIL pytorch_lightning lightning_fabric optuna segmentation_models_pytorch",
     ),
     "interchange": ("ops models", "torch numpy PIL onnx onnxruntime"),
     "sweep": ("drawing runs", "torch rich scipy matplotlib submitit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdcn.data.frequencies import RULES
-from segdcn.errors import UserError
+from segdcn.errors import MissingPackageError, UserError
+
+Region = Literal["dice", "lovasz"]
+_REGIONS: dict[str, str] = {"dice": "DiceLoss", "lovasz": "LovaszLoss"}
 
 
 class SegmentationLoss(nn.Module):
@@ -23,7 +27,7 @@ class SegmentationLoss(nn.Module):
     In training mode in several processes (an initialised ``torch.distributed``) the mean is over the labelled pixels
     of all processes, and each of them returns the same number. Its gradient is this process's part, times the number
     of processes: ``DistributedDataParallel``, which averages, then steps as one process with the whole batch would.
-    In evaluation mode the loss is this process's own.
+    In evaluation mode the loss is this process's own, and so is the loss of regions always.
 
     Args:
         ignore_index: label of pixels that do not count.
@@ -36,6 +40,11 @@ class SegmentationLoss(nn.Module):
         ohem_threshold: keep the labelled pixels whose true class has less than this probability, 0.7 for example;
             where they are fewer than ``ohem_fraction`` (None: than one pixel) keep that share (mmsegmentation's
             ``OHEMPixelSampler``, whose least is a number of pixels).
+        region: a loss of regions that is added: ``dice`` (Milletari et al. 2016) or ``lovasz`` (Lovász-Softmax, Berman
+            et al. 2018), segmentation-models-pytorch's, from the extra ``losses``. Both see all labelled pixels of the
+            batch, and of the other options ``ignore_index`` alone. A class that is not among them adds 0 to Dice's mean
+            and has no part in Lovász's.
+        region_weight: its factor.
 
     Shape: logits (N, K, H, W), label int64 (N, H, W) -> scalar.
     """
@@ -49,6 +58,8 @@ class SegmentationLoss(nn.Module):
         label_smoothing: float = 0.0,
         ohem_fraction: float | None = None,
         ohem_threshold: float | None = None,
+        region: Region | None = None,
+        region_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
@@ -59,6 +70,10 @@ class SegmentationLoss(nn.Module):
             raise UserError(
                 f"ohem_threshold must be a probability above 0 and below 1 (null: none), got {ohem_threshold}"
             )
+        if region is not None and region not in _REGIONS:
+            raise UserError(f"region must be {', '.join(_REGIONS)} or null, got {region!r}")
+        if not 0.0 <= region_weight < float("inf"):
+            raise UserError(f"region_weight must be finite and not negative, got {region_weight}")
         if isinstance(class_weights, str):
             raise UserError(
                 f"class_weights must be one number a class, {', '.join(RULES)} or null, got {class_weights!r}"
@@ -69,6 +84,8 @@ class SegmentationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.ohem_fraction, self.ohem_threshold = ohem_fraction, ohem_threshold
+        self.region_loss = None if region is None else _region_loss(region, ignore_index)
+        self.region_weight = region_weight
         weights = None if class_weights is None else torch.tensor(list(class_weights), dtype=torch.float32)
         # Not persistent: the weights are a setting, and a checkpoint must load under other settings.
         self.register_buffer("class_weights", weights, persistent=False)
@@ -98,7 +115,12 @@ class SegmentationLoss(nn.Module):
             pixel_losses, pixel_weights = pixel_losses[valid], pixel_weights[valid]
             kept = self._hardest(pixel_losses, logits, label)
             pixel_losses, pixel_weights = pixel_losses[kept], pixel_weights[kept]
-        total_loss, total_weight = pixel_losses.sum(), pixel_weights.sum()
+        loss = self._mean(pixel_losses.sum(), pixel_weights.sum())
+        if self.region_loss is not None and valid.any():  # without one Lovász is no number
+            loss = loss + self.region_weight * self.region_loss(logits, label)
+        return loss
+
+    def _mean(self, total_loss: Tensor, total_weight: Tensor) -> Tensor:
         if self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return _mean_over_processes(total_loss, total_weight)
         return total_loss / total_weight.where(total_weight > 0, 1)
@@ -126,6 +148,17 @@ class SegmentationLoss(nn.Module):
                 f"class_weights has {len(self.class_weights)} values, but the network predicts"
                 f" {logits.shape[1]} classes: give one weight per class"
             )
+
+
+def _region_loss(name: Region, ignore_index: int) -> nn.Module:
+    try:
+        from segmentation_models_pytorch import losses
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f'region={name} needs segmentation-models-pytorch, which is not installed here: pip install -e ".[losses]"'
+        ) from error
+    loss: nn.Module = getattr(losses, _REGIONS[name])("multiclass", ignore_index=ignore_index)
+    return loss
 
 
 def _mean_over_processes(loss: Tensor, weight: Tensor) -> Tensor:

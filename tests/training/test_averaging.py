@@ -82,6 +82,7 @@ def test_checkpoints_hold_the_average_and_what_training_goes_on_with(
     assert moved > 10
 
 
+@pytest.mark.slow
 def test_training_itself_is_the_same_without(whole: tuple[Path, Any], tmp_path: Path) -> None:
     assert call(main, *RUN, f"output_dir={tmp_path}") == 0
     plain, averaged = saved(tmp_path), saved(whole[0])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import BARE, call
+from running import BARE, call, one_line
 from torch import Tensor
 
 from segdcn.commands.train import main
-from segdcn.training.losses import SegmentationLoss
+from segdcn.training.losses import Region, SegmentationLoss
 
 WEIGHTS = [0.5, 2.0, 1.0, 0.1]
 
@@ -151,6 +153,103 @@ def test_ohem_threshold_is_of_the_probability_whatever_weighs_the_loss() -> None
     assert loss.item() == pytest.approx(-math.log(math.exp(0.1) / (1 + math.exp(0.1))), rel=1e-5)
 
 
+def dice_by_the_definition(probabilities: np.ndarray, label: np.ndarray) -> float:
+    """Of labelled pixels, (M, K) and (M,): class by class, the mean over all."""
+    losses = []
+    for k in range(probabilities.shape[1]):
+        true, predicted = (label == k).astype(float), probabilities[:, k]
+        overlap = 2 * (true * predicted).sum() / (true.sum() + predicted.sum())
+        losses.append(1 - overlap if true.any() else 0.0)
+    return float(np.mean(losses))
+
+
+def lovasz_by_the_definition(probabilities: np.ndarray, label: np.ndarray) -> float:
+    """The Lovász extension as an integral: of the Jaccard loss of the pixels whose error reaches a level, over levels.
+
+    Bach 2013, equation 3.4; the code under test sorts the errors and sums differences of the Jaccard index instead.
+    """
+    losses = []
+    for k in np.unique(label):
+        true = label == k
+        errors = np.abs(true - probabilities[:, k])
+        levels = np.unique(np.concatenate(([0.0], errors)))
+        total = 0.0
+        for below, level in pairwise(levels):
+            wrong = errors >= level
+            total += (level - below) * wrong.sum() / (true | wrong).sum()
+        losses.append(total)
+    return float(np.mean(losses))
+
+
+REGIONS = {"dice": dice_by_the_definition, "lovasz": lovasz_by_the_definition}
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@settings(max_examples=30)
+@given(seed=st.integers(0, 1000), ignored_share=st.floats(0.0, 0.97), absent=st.booleans(), factor=st.floats(0, 3))
+def test_region_loss_by_its_definition(
+    region: Region, seed: int, ignored_share: float, absent: bool, factor: float
+) -> None:
+    logits, label = random_batch(seed, ignored_share)
+    label[0, 0, 0] = 1
+    if absent:
+        label[label == 2] = 3
+    valid = (label != 255).numpy()
+    exponentials = np.exp(logits.detach().numpy().astype(np.float64))
+    probabilities = (exponentials / exponentials.sum(1, keepdims=True)).transpose(0, 2, 3, 1)[valid]
+    expected = REGIONS[region](probabilities, label.numpy()[valid])
+    loss = SegmentationLoss(region=region, region_weight=factor)(logits, label)
+    assert loss.item() == pytest.approx(SegmentationLoss()(logits, label).item() + factor * expected, rel=1e-4)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert not logits.grad.permute(0, 2, 3, 1)[~torch.from_numpy(valid)].any()
+
+
+def test_lovasz_of_certain_predictions_is_the_jaccard_loss() -> None:
+    _, label = random_batch(3)
+    predicted = random_batch(4)[1].clamp(max=3)
+    logits = 200.0 * F.one_hot(predicted, 4).permute(0, 3, 1, 2).float()
+    valid = label != 255
+    jaccard = []
+    for k in range(4):
+        true, seen = (label == k)[valid], (predicted == k)[valid]
+        jaccard.append(1 - (true & seen).sum().item() / (true | seen).sum().item())
+    added = SegmentationLoss(region="lovasz")(logits, label) - SegmentationLoss()(logits, label)
+    assert added.item() == pytest.approx(np.mean(jaccard), rel=1e-4)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_region_loss_of_a_batch_without_a_labelled_pixel_is_zero(region: Region) -> None:
+    logits, label = random_batch(ignored_share=1.1)
+    loss = SegmentationLoss(region=region)(logits, label)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_region_loss_of_half_precision_logits_is_in_float32(region: Region) -> None:
+    logits, label = torch.randn(1, 4, 200, 200).bfloat16(), torch.randint(0, 4, (1, 200, 200))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = SegmentationLoss(region=region)(logits, label)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, SegmentationLoss(region=region)(logits.float(), label))
+
+
+def test_missing_package_is_one_line_that_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    assert call(main, *BARE, "loss.region=dice", f"output_dir={tmp_path / 'run'}") == 1
+    line = one_line(capsys.readouterr().err)
+    assert line.endswith(
+        'region=dice needs segmentation-models-pytorch, which is not installed here: pip install -e ".[losses]"'
+    )
+
+
 def test_other_ignore_index() -> None:
     logits, label = random_batch()
     assert torch.equal(
@@ -192,6 +291,8 @@ def test_class_weights_must_fit_the_network() -> None:
         {"ohem_fraction": 1.5},
         {"ohem_threshold": 0.0},
         {"ohem_threshold": 1.0},
+        {"region": "jaccard"},
+        {"region_weight": -1.0},
         {"label_smoothing": 1.0},
         {"label_smoothing": -0.1},
         {"class_weights": [1.0, -1.0]},
@@ -203,7 +304,13 @@ def test_impossible_settings_are_refused(setting: dict[str, object]) -> None:
         SegmentationLoss(**setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [("ohem_threshold=0.7", "ohem_fraction=0.1")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("ohem_threshold=0.7", "ohem_fraction=0.1", "region=lovasz", "region_weight=0.5"),
+        pytest.param(("region=dice",), marks=pytest.mark.slow),
+    ],
+)
 def test_command_trains_with_it(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Two steps and a validation, in which the loss is computed too."""
     small = ("trainer.max_steps=2", "datamodule.batch_size=4", "dataset.val_images=2", f"output_dir={tmp_path}")
