@@ -19,7 +19,7 @@ from segdcn.commands import sweep as sweep
 from segdcn.commands.arguments import freely, readable
 from segdcn.runs.overrides import may_change_on_resume
 
-COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data check|benchmark|sweep|report)\b(?!:)"
+COMMAND = r"segdcn-(?:train|evaluate|predict|analyze|export|data (?:check|convert)|benchmark|sweep|report)\b(?!:)"
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -45,8 +45,8 @@ def assert_composes(command: str) -> None:
     program, *arguments = shlex.split(command, comments=True)
     assert program in _installed(), f"{program} is no command"
     if program == "segdcn-data":
-        assert arguments.pop(0) == "check"
-        program = "segdcn-check"
+        assert arguments[0] in ("check", "convert")
+        program = f"segdcn-{arguments.pop(0)}"
     plain = {"benchmark": benchmark, "report": report, "sweep": sweep}
     program = program.removeprefix("segdcn-")
     if program in plain and arguments:

@@ -45,7 +45,7 @@ def configs() -> list[DictConfig]:
     """The config of each command, that of a training with each data set."""
     datasets = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
     trainings = [compose("train", f"dataset={dataset}", "name=test", "output_dir=x") for dataset in datasets]
-    return [*trainings, *(compose(name) for name in ("evaluate", "predict", "analyze", "export", "check"))]
+    return [*trainings, *(compose(name) for name in ("evaluate", "predict", "analyze", "export", "check", "convert"))]
 
 
 def test_the_pages_were_read() -> None:
@@ -125,7 +125,7 @@ def keys() -> list[str]:
     found, previous = set(), ""
     for code in (part for one in INLINE if not one.startswith("segdcn.") for part in one.split()):
         name = code.lstrip("'").partition("=")[0]
-        if name.endswith((".csv", ".safetensors")):
+        if name.endswith((".csv", ".safetensors", ".txt")):
             continue
         if re.fullmatch(r"\w+(\.\w+)+", name) and name.partition(".")[0] in first:
             previous = name

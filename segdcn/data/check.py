@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,11 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
-from segdcn.data.dataset import IGNORE_INDEX, DataError, Sample, SegmentationDataset, dark_note, few, is_dark
+from segdcn.data.dataset import IGNORE_INDEX, Array, DataError, Sample, SegmentationDataset, dark_note, few, is_dark
 from segdcn.data.labels import NEEDED, SplitLabels, count_labels, label_notes, white_objects
 
 MANY_DARK = 0.95  # share of a split's images that are nearly black
+SHOWN_SHARE = 0.25  # of an image that shows a class: much of it, and what is around it
 
 
 @dataclass
@@ -37,6 +38,7 @@ class SplitReport:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
     dark: list[str] = field(default_factory=list)  # names of nearly black images
+    typical: dict[int, tuple[float, int]] = field(default_factory=dict)  # label -> share and number of the image for it
 
     @property
     def labels(self) -> SplitLabels:
@@ -63,7 +65,8 @@ def read_splits(dataset: SegmentationDataset, workers: int, console: Console) ->
             report.errors.append(f"split {name!r} is empty")
         items = _Examined(samples, len(dataset.class_names))
         loader = DataLoader(items, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
-        for found in track(loader, Text(name).markup, len(samples), console=console):
+        progress = track(loader, Text(name).markup, len(samples), console=console)
+        for number, found in enumerate(progress):
             if isinstance(found, str):
                 report.errors.append(f"{name}: {found}")
                 continue
@@ -74,7 +77,53 @@ def read_splits(dataset: SegmentationDataset, workers: int, console: Console) ->
             report.digests[digest] = sample_name
             report.pixels += pixels
             report.images += pixels > 0
+            for label in np.flatnonzero(pixels).tolist():
+                share = float(pixels[label] / pixels.sum())
+                if label not in report.typical or _further(report.typical[label][0], share):
+                    report.typical[label] = (share, number)
     return reports
+
+
+def _further(one: float, other: float) -> bool:
+    """Whether one share of an image shows a class less well than another."""
+    return abs(one - SHOWN_SHARE) > abs(other - SHOWN_SHARE)
+
+
+class Example(NamedTuple):
+    """A class, or what is ignored, in an image where it covers much but not all.
+
+    title: the label and its name.
+    source: the image's split and name, and how much of it is of the class.
+    image: uint8 (H, W, 3).
+    inside: bool (H, W).
+    """
+
+    title: str
+    source: str
+    image: Array
+    inside: NDArray[np.bool_]
+
+
+def examples(dataset: SegmentationDataset, reports: Sequence[SplitReport]) -> Iterator[Example]:
+    """An image for each class that was seen, and for what is ignored, of all that were read."""
+    for label, name in [*enumerate(dataset.class_names), (IGNORE_INDEX, "ignored")]:
+        best: tuple[float, int, str] | None = None
+        for report in reports:
+            if label in report.typical and (best is None or _further(best[0], report.typical[label][0])):
+                best = (*report.typical[label], report.split)
+        if best is None:
+            continue
+        share, number, split = best
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # told when they were read
+            image, mask, sample_name = dataset.split(split)[number]
+        inside = mask == label
+        yield Example(
+            f"{label} {name}",
+            f"{split}: {sample_name}, {np.count_nonzero(inside):,} pixels, {100 * share:.1f} %",
+            image,
+            inside,
+        )
 
 
 class _Examined(Dataset[Any]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -26,6 +26,8 @@ LONGEST_NAME = 24  # widths of a letter's height: a longer name in a legend lose
 BACKGROUND = (255, 255, 255)
 TEXT = (30, 30, 30)
 WRONG = (230, 40, 40)
+OUTLINE = (255, 220, 0)
+TINT = 0.15  # of the outline's colour within it
 GREEN, RED = (40, 230, 90), (255, 50, 40)
 HATCH_DARK, HATCH_LIGHT = (48, 48, 48), (104, 104, 104)
 
@@ -185,6 +187,29 @@ def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]]
     return _sheet(tiles, [], title)
 
 
+def class_sheet(examples: Iterable[tuple[str, str, Bytes, Array]]) -> Image.Image:
+    """One tile per class: its pixels in colour within an outline, the rest of the image dark and grey.
+
+    Args:
+        examples: two lines of a caption, the image as uint8 (H, W, 3), and which of its pixels are of the class as
+            bool (H, W).
+    """
+    tiles = []
+    for title, source, image, inside in examples:
+        _check_image(image)
+        picture = _resize(image, Image.Resampling.BICUBIC)
+        within = _resize(inside * 255, Image.Resampling.BOX)  # in which a speck of a large image stays
+        grey = np.asarray(Image.fromarray(picture).convert("L"))[..., None] // 2
+        lit = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, OUTLINE), TINT, 0)
+        tile = np.where(within[..., None] > 0, lit, grey).astype(np.uint8)
+        around = cv2.dilate(within, np.ones((5, 5), np.uint8))  # beside the class, however thin it is
+        tile[(around > 0) & (within == 0)] = OUTLINE
+        tiles.append((drawable([title, source]), tile))
+    width = max(MIN_TILE_WIDTH, *(tile.shape[1] for _, tile in tiles))
+    captions = ("\n".join(fitted(line, SWATCH_SIZE, width) for line in lines) for lines, _ in tiles)
+    return _sheet([(caption, tile) for caption, (_, tile) in zip(captions, tiles, strict=True)], [], "")
+
+
 def central_pixels(label: Array, count: int = 3) -> list[tuple[int, int]]:
     """For each of the ``count`` most frequent classes of a label map, its pixel (row, column) deepest inside it."""
     classes, sizes = np.unique(label[label != IGNORE_INDEX], return_counts=True)
@@ -234,11 +259,12 @@ def _error_map(photograph: Bytes, label: Bytes, wrong: Bytes) -> Bytes:
 
 
 def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], title: str) -> Image.Image:
-    """Tiles of one size with their captions, row by row, under a title and above a legend that wraps."""
+    """Tiles with their captions, row by row in cells of one size, under a title and above a legend that wraps."""
     (title,) = drawable([title])
-    tile_height, tile_width = tiles[0][1].shape[:2]
+    tile_height, tile_width = (max(tile.shape[axis] for _, tile in tiles) for axis in (0, 1))
     cell_width = max(tile_width, MIN_TILE_WIDTH) + MARGIN
-    cell_height = LINE + tile_height + MARGIN
+    caption_height = LINE * max(len(caption.split("\n")) for caption, _ in tiles)
+    cell_height = caption_height + tile_height + MARGIN
     columns = min(len(tiles), TILES_PER_ROW)
     rows = -(-len(tiles) // TILES_PER_ROW)
     width = MARGIN + columns * cell_width
@@ -255,8 +281,9 @@ def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], titl
     for index, (caption, tile) in enumerate(tiles):
         row, column = divmod(index, TILES_PER_ROW)
         x, y = MARGIN + column * cell_width, top + row * cell_height
-        draw_text(draw, (x, y), caption, SWATCH_SIZE, TEXT)
-        sheet.paste(Image.fromarray(tile), (x, y + LINE))
+        for number, line in enumerate(caption.split("\n")):
+            draw_text(draw, (x, y + number * LINE), line, SWATCH_SIZE, TEXT)
+        sheet.paste(Image.fromarray(tile), (x, y + caption_height))
     _draw_legend(sheet, legend, places, SWATCH_SIZE)
     return sheet
 

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -54,6 +55,37 @@ def unmake_folder(folder: Path) -> None:
         for path in itertools.takewhile(_made.__contains__, _around(folder)):
             path.rmdir()
             _made.remove(path)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, option: str) -> Iterator[Path]:
+    """A folder to fill, hidden beside ``folder``, whose place it takes at the end; on an error nothing is left of it.
+
+    What a killed process left is begun anew.
+
+    Raises: UserError, one line: it cannot be written to, or another process fills it.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    make_folder(partial, option)
+    with locked(partial / LOCK) as lock:
+        if lock is None:
+            raise UserError(f"{shown(folder)} is being written by another process: wait for its end, or stop it")
+        try:
+            for left in partial.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left.name != LOCK:
+                    left.unlink()
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            unmake_folder(folder.parent)
+            raise
+    (partial / LOCK).unlink()
+    if folder.is_dir():
+        folder.rmdir()  # empty, or this is an error
+    partial.rename(folder)
 
 
 def _around(folder: Path) -> list[Path]:

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import re
 
-_PATHS = ("checkpoint", "dir", "file", "folder", "image", "input", "output", "path", "resume", "root", "weights")
+_PATHS = (
+    "annotations",
+    "checkpoint",
+    "dir",
+    "file",
+    "folder",
+    "image",
+    "input",
+    "output",
+    "path",
+    "picture",
+    "resume",
+    "root",
+    "weights",
+)
 _PATH_ENDINGS = ("_dir", "_file", "_folder", "_path", "_root")
 _LOADING = ("datamodule.num_workers", "datamodule.eval_batch_size")
 # What was learned so far depends on all the rest; changes of it would be refused or silently lost in the middle of

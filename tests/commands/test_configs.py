@@ -92,7 +92,7 @@ def assert_fits(config: dict[str, Any]) -> None:
 def test_every_file_is_an_option_or_a_command() -> None:
     files = {path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
     options = {f"{option.replace('=', '/')}.yaml" for option in OPTIONS}
-    names = ("train", "evaluate", "predict", "export", "analyze", "check")
+    names = ("train", "evaluate", "predict", "export", "analyze", "check", "convert")
     commands = {f"{folder}{name}.yaml" for folder in ("", "hydra/help/") for name in names}
     assert files == options | commands | {"inference/default.yaml", "hydra/sweeper/optuna.yaml"}
     assert len(OPTIONS) > 10

@@ -60,7 +60,8 @@ def test_objects_drawn_as_255_are_an_error_that_says_what_to_do(
     # the same, by the command, where all can be read
     for path in root.glob("*/images/*.png"):
         Image.fromarray(np.random.default_rng(len(path.parts)).integers(0, 256, (2, 2, 3), np.uint8)).save(path)
-    options = ("check", "workers=0", "dataset=folder", f"dataset.root={root}", "dataset.class_names=[background,cat]")
+    options = ("check", "workers=0", "picture=null", "dataset=folder", f"dataset.root={root}")
+    options += ("dataset.class_names=[background,cat]",)
     assert call(check, *options) == 1
     assert "error: train masks hold 0 and 255 alone" in capsys.readouterr().err
     call(check, *options, "dataset.mapping={255:1}")
