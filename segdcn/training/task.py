@@ -87,11 +87,6 @@ class SegmentationTask(pl.LightningModule):
         # in the checkpoint, so that a run resumed in the middle of an epoch logs the whole epoch's mean
         self.train_loss.persistent(True)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if self.channels_last:
-            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
-        return batch
-
     # --- training ---------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -104,7 +99,7 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         of_training: Any = getattr(self.network, "training_logits", lambda image: [self.network(image)])
-        logits, *auxiliary = of_training(batch["image"])
+        logits, *auxiliary = of_training(self._laid_out(batch["image"]))
         loss: Tensor = self.loss(logits, batch["label"])
         for each in auxiliary:
             loss = loss + self.auxiliary_weight * self.loss(each, batch["label"])
@@ -148,6 +143,9 @@ class SegmentationTask(pl.LightningModule):
             raise UserError(f"schedule: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _laid_out(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
+
     # --- evaluation -------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -163,7 +161,7 @@ class SegmentationTask(pl.LightningModule):
         self._log_evaluation("test")
 
     def _evaluate(self, batch: Batch) -> None:
-        logits, label = self.evaluator.update(self.network, batch)
+        logits, label = self.evaluator.update(self.network, {**batch, "image": self._laid_out(batch["image"])})
         # image by image, weighted by labelled pixels: a loss that weighs or chooses pixels depends on what it is given
         # together, and the figure must not depend on how many images a batch holds
         for n in range(len(label)):

@@ -218,8 +218,9 @@ def test_channels_last_is_another_memory_format_of_the_same_training() -> None:
         trainer.fit(task, data, loader([batch(3, (64, 96))]))
         trained.append(trainer.callback_metrics)
     convolution = task.network.backbone.conv1.weight
-    assert convolution.is_contiguous(memory_format=torch.channels_last) and not convolution.is_contiguous()
-    assert seen[-1].is_contiguous(memory_format=torch.channels_last) and not seen[-1].is_contiguous()
+    for tensor in (convolution, seen[-1]):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
     for name in ("train/loss", "val/loss"):
         torch.testing.assert_close(trained[0][name], trained[1][name], rtol=1e-3, atol=0)
 
