@@ -33,6 +33,8 @@ def check(config: DictConfig) -> None:
     for note in notes(reports, dataset.class_names):
         print(f"note: {note}")
     found = problems(reports, dataset.class_names)
+    if not found and (divided := getattr(dataset, "split_found", None)):
+        print(f"note: {divided}")
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)")
