@@ -38,10 +38,14 @@ class ColourTable:
         tolerance: 0 takes the very colours; else each pixel takes the nearest one whose red, green and blue are all
             within so many of 255, and is ignored where none is.
 
-    Raises: MaskColoursError for a mask with other colours, or, with a tolerance, with more than a tenth of such pixels.
+    Raises:
+        ValueError: a tolerance that is none.
+        MaskColoursError: when called, for a mask with other colours; with a tolerance, with more than a tenth of them.
     """
 
     def __init__(self, labels: Mapping[Color, int], source: str, tolerance: int = 0) -> None:
+        if type(tolerance) is not int or not 0 <= tolerance <= 255:
+            raise UserError(f"colour_tolerance must be 0 to 255, got {tolerance}")
         self.labels, self.source, self.tolerance = dict(labels), source, tolerance
 
     def __call__(self, path: Path) -> Array:

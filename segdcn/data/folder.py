@@ -91,22 +91,20 @@ class ImageFolder:
         self.val_share = self._checked_share(val_share)
         self.splits = [name for name in SPLITS if name in self._folders or (name == "val" and self.val_share)]
 
-        named, self._source = self._colours(colours)
-        self.colours = named
-        self._mask_suffixes = MASK_SUFFIXES if named is None else COLOUR_MASK_SUFFIXES
-        found = named_classes(self.root, class_names, named, self._source) or self._classes_by_number(mapping)
+        self.colours, self._source = self._colours(colours)
+        if self.colours is None and colour_tolerance:
+            raise UserError("dataset.colour_tolerance is of masks in colours: give dataset.colours or labelmap.txt too")
+        if self.colours is not None and mapping:
+            raise UserError(
+                f"dataset.mapping is of masks that hold numbers, {self._source} of masks in colours: leave one out"
+            )
+        found = named_classes(self.root, class_names, self.colours, self._source) or self._classes_by_number(mapping)
         self.class_names, self.classes_found = found
         self.read_mask: ColourTable | None = None
-        if named is not None:
-            if mapping:
-                raise UserError(f"dataset.mapping is of masks that hold numbers, {self._source} of masks in colours: leave one out")
-            if type(colour_tolerance) is not int or not 0 <= colour_tolerance <= 255:
-                raise UserError(f"colour_tolerance must be 0 to 255, got {colour_tolerance}")
-            labels = labels_of(named, self.class_names, self._source)
+        if self.colours is not None:
+            labels = labels_of(self.colours, self.class_names, self._source)
             self.read_mask = ColourTable(labels, self._source, colour_tolerance)
-            palette = [named[name] for name in self.class_names] if palette is None else palette
-        elif colour_tolerance:
-            raise UserError("dataset.colour_tolerance is of masks in colours: give dataset.colours or labelmap.txt too")
+            palette = [self.colours[name] for name in self.class_names] if palette is None else palette
         self.mapping = checked_mapping(mapping, len(self.class_names))
         self.bits = checked_bits(bits)
         self.palette = voc_palette(len(self.class_names)) if palette is None else _checked(palette)
@@ -116,8 +114,8 @@ class ImageFolder:
                 f" got {len(self.palette)} colours"
             )
         self.settings_found: dict[str, Any] = {"val_share": self.val_share}
-        if named is not None:
-            self.settings_found["colours"] = {name: list(colour) for name, colour in named.items()}
+        if self.colours is not None:
+            self.settings_found["colours"] = {name: list(colour) for name, colour in self.colours.items()}
 
     def split(self, name: str) -> ImageMaskFiles:
         """The pairs of one split, by name; their files are read when they are indexed."""
@@ -196,7 +194,7 @@ class ImageFolder:
         """The pairs of a folder, or those of them that are listed for a split."""
         folder = self._folders[name]
         images, other_images = _by_stem(folder / "images", IMAGE_SUFFIXES)
-        masks, other_masks = _by_stem(folder / "masks", self._mask_suffixes)
+        masks, other_masks = _by_stem(folder / "masks", MASK_SUFFIXES if self.colours is None else COLOUR_MASK_SUFFIXES)
         if not images:
             raise UserError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)}){other_images}")
         stems = self._stems(name, images) if self._listed else sorted(images)
