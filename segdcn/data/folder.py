@@ -21,7 +21,7 @@ from segdcn.data.dataset import (
     passed_over,
     voc_palette,
 )
-from segdcn.data.splits import SPLITS, TABLES, Listed, checked_group_by, divided, listed_splits, stem_of
+from segdcn.data.splits import SPLITS, TABLES, Listed, checked_group_by, divided, is_grouped, listed_splits, stem_of
 from segdcn.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -128,9 +128,11 @@ class ImageFolder:
         if not self.val_share:
             return None
         train, val = self._divided
+        alone = [pair.name for pair in (*train, *val) if self.group_by and not is_grouped(pair.name, self.group_by)]
+        but = f" (but dataset.group_by does not match {few(alone)})" if alone else ""
         return (
             f"{len(val)} of {len(train) + len(val)} images are val, since {self.root} has none: dataset.val_share="
-            f"{self.val_share:g} and dataset.split_seed={self.split_seed} chose them, copies of an image together"
+            f"{self.val_share:g} and dataset.split_seed={self.split_seed} chose them, copies of an image together{but}"
         )
 
     def _found_folders(self, splits_file: str | Path | None) -> dict[str, Path]:

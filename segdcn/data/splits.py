@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -111,10 +112,20 @@ def source_name(stem: str, group_by: re.Pattern[str] | None = None) -> str:
 
     group_by: matched from the beginning of the name; its first group (without one, what it matches) is the source.
     """
-    roboflow = _ROBOFLOW.fullmatch(stem)
-    name = roboflow[1] if roboflow else stem
+    name = _original(stem)
     match = group_by.match(name) if group_by else None
     return name if match is None else str(match[1] if match.re.groups and match[1] is not None else match[0])
+
+
+def is_grouped(stem: str, group_by: re.Pattern[str]) -> bool:
+    """Whether ``group_by`` says what an image was made of."""
+    return group_by.match(_original(stem)) is not None
+
+
+def _original(stem: str) -> str:
+    """The name of the image that Roboflow copied, or else the name."""
+    roboflow = _ROBOFLOW.fullmatch(stem)
+    return roboflow[1] if roboflow else stem
 
 
 def checked_group_by(pattern: str | None) -> re.Pattern[str] | None:
@@ -131,8 +142,8 @@ def divided(
     """Train and val: about ``share`` of the sources are val, all images of a source on one side.
 
     Images of one ``source_name``, and files of equal bytes, are of one source. A source's side depends on its name and
-    the seed alone: images that come later move none of those that are there, but where a side would be empty, or
-    where a new one joins two sources.
+    the seed alone, so that images that come later move none of those that are there, but where a new one joins two
+    sources, and of few sources, where chance would leave val less than half of its share, or a side nothing.
 
     Raises: UserError where all images are of one source.
     """
@@ -142,11 +153,12 @@ def divided(
             f"{len(pairs)} image(s) of one source cannot be divided into train and val: add images, or choose"
             " dataset.group_by"
         )
-    places = {name: _place(name, seed) for name in groups}
-    in_val = {name for name, place in places.items() if place < share} or {min(places, key=places.__getitem__)}
-    if len(in_val) == len(groups):
-        in_val.remove(max(places, key=places.__getitem__))
-    val = {pair.name for name in in_val for pair in groups[name]}
+    order = sorted(groups, key=lambda name: _place(name, seed))
+    sizes = list(accumulate(len(groups[name]) for name in order))
+    by_place = sum(_place(name, seed) < share for name in order)
+    enough = next(n for n, size in enumerate(sizes, start=1) if size >= share / 2 * len(pairs))
+    count = min(max(by_place, enough), len(order) - 1)
+    val = {pair.name for name in order[:count] for pair in groups[name]}
     return [pair for pair in pairs if pair.name not in val], [pair for pair in pairs if pair.name in val]
 
 

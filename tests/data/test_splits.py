@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from running import call, one_line
@@ -246,6 +246,8 @@ def test_no_source_is_on_both_sides_whatever_the_order(
     assert others
     assert len(train_) + len(val) == len(pairs)
     assert names | others == contents.keys()
+    largest = max(len(group) for group in groups)
+    assert len(val) >= share / 2 * len(pairs) or len(train_) <= largest  # or one source alone is left to learn from
     for group in groups:
         assert group <= names or group <= others
     shuffled = list(pairs)
@@ -268,6 +270,8 @@ def test_images_that_come_later_move_none_that_are_there(
     more = written(folder, {str(number): str(number).encode() for number in new})
     train_before, val_before = divided(before, 0.5, seed)
     train_after, val_after = divided([*more, *before], 0.5, seed)
+    assume(len(val_before) > len(before) / 4 + 1)  # by chance, not so that there are some
+    assume(len(val_after) > (len(before) + len(more)) / 4 + 1)
     assert set(train_before) <= set(train_after)
     assert set(val_before) <= set(val_after)
 
@@ -383,6 +387,10 @@ def test_a_pattern_on_the_command_line_keeps_tiles_together(tmp_path: Path, caps
     sides = [{name.partition("_")[0] for name in names} for names in names_of(dataset).values()]
     assert not sides[0] & sides[1]
     assert len(sides[0] | sides[1]) == 6
+    assert "does not match" not in said
+    found = ImageFolder(tmp_path / "data", group_by=r"(s[0-4])_\d+_\d+").split_found
+    assert found is not None
+    assert found.endswith("(but dataset.group_by does not match 4 file(s) (s5_0_0, s5_0_512, s5_512_0, ...))")
 
 
 @pytest.mark.parametrize("other", ["val/pictures", "valid/images", "validation/images", "splits.csv", "val.txt"])
