@@ -129,11 +129,12 @@ def colours(data: bytes, lossy: bool = False) -> Array:
             f"is a {image.format}, whose compression changes colours: save the mask as a PNG from where it was drawn,"
             " or add dataset.colour_tolerance=20, and each pixel takes the nearest colour within 20 of 255"
         )
-    if bits > 8 or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+    deep = bits > 8 and image.format != "BMP"  # whose bits are those of a pixel
+    if deep or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise ColoursError(
             f"holds {image.mode} pixels of {bits} bits, no colours of a mask: save it as an 8-bit RGB PNG"
         )
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         raise ColoursError("has transparent pixels, whose class nobody can tell: save the mask without transparency")
     pixels = rgb(image)
     return turned(pixels, _INVERSE.get(orientation, orientation)) if by_pillow else pixels
@@ -144,8 +145,9 @@ def _colours_seen(image: Image.Image) -> str:
     if image.mode == "F":
         return ""
     found = image.convert("RGB").getcolors(1 << 24) or []
-    most = [",".join(map(str, np.atleast_1d(colour))) for _, colour in sorted(found, key=lambda one: -one[0])]
-    return f" ({len(most):,} colour{'' if len(most) == 1 else 's'}: {' '.join(most[:4])}{' ...' if most[4:] else ''})"
+    most = [colour for _, colour in sorted(found, key=lambda one: -one[0]) if isinstance(colour, tuple)]
+    some = " ".join(",".join(map(str, colour)) for colour in most[:4])
+    return f" ({len(most):,} colour{'' if len(most) == 1 else 's'}: {some}{' ...' if most[4:] else ''})"
 
 
 def opened(image: Image.Image, bits: int | None = None) -> Array:
