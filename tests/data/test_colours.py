@@ -358,3 +358,19 @@ def test_jpeg_masks_are_trained_where_a_tolerance_is_given(tmp_path: Path, monke
     options = ["dataset=folder", "dataset.root=data", SETTING, "dataset.colour_tolerance=60", *QUICK]
     assert call(train.main, *options) == 0
     assert figures("run/metrics.json")["images"] == 1
+
+
+def test_the_check_names_every_mask_that_does_not_fit(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = RGB[label_of(2)]
+    mask[:2, :3] = (9, 9, 9)
+    Image.fromarray(mask).save(root / "val" / "masks" / "2.png")
+    Image.fromarray(label_of(1)).save(root / "train" / "masks" / "1.png")
+    assert call(check, "check", "workers=0", "dataset=folder", "dataset.root=data", SETTING) == 1
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith("error: train: data/train/masks/1.png has one channel, with greys")
+    assert lines[1].startswith(
+        "error: val: data/val/masks/2.png holds a colour that dataset.colours does not name: 9,9,9"
+    )
+    assert "3 images, 2 problem(s)" in shown.out
