@@ -252,6 +252,21 @@ def checked_names(class_names: Sequence[object]) -> tuple[str, ...]:
     return texts
 
 
+def checked_palette(palette: Sequence[Sequence[int]] | None, num_classes: int) -> list[Color]:
+    """One RGB colour per class; None gives those of `voc_palette`. ValueError for others than that."""
+    if palette is None:
+        return voc_palette(num_classes)
+    colors = []
+    for color in palette:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise UserError(f"a palette colour must be three numbers 0..255, got {list(color)}")
+        red, green, blue = color
+        colors.append((int(red), int(green), int(blue)))
+    if len(colors) != num_classes:
+        raise UserError(f"palette must hold one colour per class: {num_classes} classes, got {len(colors)} colours")
+    return colors
+
+
 def read_list(path: Path) -> str:
     """The text of a file that lists names: UTF-8, or whatever bytes the files' names are of."""
     try:

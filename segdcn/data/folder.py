@@ -16,12 +16,21 @@ from segdcn.data.dataset import (
     ImageMaskPair,
     checked_bits,
     checked_mapping,
+    checked_palette,
     few,
     listed,
     passed_over,
-    voc_palette,
 )
-from segdcn.data.splits import SPLITS, TABLES, Listed, checked_group_by, divided, is_grouped, listed_splits, stem_of
+from segdcn.data.splits import (
+    SPLITS,
+    TABLES,
+    Listed,
+    checked_group_by,
+    divided,
+    is_grouped,
+    listed_splits,
+    splits_of_stems,
+)
 from segdcn.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -107,12 +116,7 @@ class ImageFolder:
             palette = [self.colours[name] for name in self.class_names] if palette is None else palette
         self.mapping = checked_mapping(mapping, len(self.class_names))
         self.bits = checked_bits(bits)
-        self.palette = voc_palette(len(self.class_names)) if palette is None else _checked(palette)
-        if len(self.palette) != len(self.class_names):
-            raise UserError(
-                f"palette must hold one colour per class: {len(self.class_names)} classes,"
-                f" got {len(self.palette)} colours"
-            )
+        self.palette = checked_palette(palette, len(self.class_names))
         self.settings_found: dict[str, Any] = {"val_share": self.val_share}
         if self.colours is not None:
             self.settings_found["colours"] = {name: list(colour) for name, colour in self.colours.items()}
@@ -199,7 +203,12 @@ class ImageFolder:
         masks, other_masks = _by_stem(folder / "masks", MASK_SUFFIXES if self.colours is None else COLOUR_MASK_SUFFIXES)
         if not images:
             raise UserError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)}){other_images}")
-        stems = self._stems(name, images) if self._listed else sorted(images)
+        stems = sorted(images)
+        if self._listed:
+            split_of = splits_of_stems(self._listed, images, IMAGE_SUFFIXES)
+            stems = [stem for stem, split in split_of.items() if split == name]
+            if name == self.splits[0] and (left_out := images.keys() - split_of.keys()):
+                warnings.warn(f"{folder / 'images'}: {few(left_out)} in no split of {self._lists}", stacklevel=2)
         if lonely := set(stems) - masks.keys():
             where = f"{folder / 'images'} without a mask NAME.png in {folder / 'masks'}"
             raise UserError(f"{few(lonely)} in {where}{other_masks}")
@@ -210,21 +219,6 @@ class ImageFolder:
             if others:
                 warnings.warn(f"{folder / part}{others}", stacklevel=2)
         return [ImageMaskPair(images[stem], masks[stem], stem) for stem in stems]
-
-    def _stems(self, name: str, images: dict[str, Path]) -> list[str]:
-        """Those that are listed for a split, in that order; says which images no split has."""
-        split_of: dict[str, str] = {}
-        for split, entries in self._listed.items():
-            for entry, where in entries:
-                stem = stem_of(entry, images, IMAGE_SUFFIXES)
-                if stem is None:
-                    raise MissingFileError(f"{where}: there is no image {entry} in {self.root / 'images'}")
-                if stem in split_of:
-                    raise UserError(f"{where}: {stem} is in {split_of[stem]} already: list each image once")
-                split_of[stem] = split
-        if name == self.splits[0] and (left_out := images.keys() - split_of.keys()):
-            warnings.warn(f"{self.root / 'images'}: {few(left_out)} in no split of {self._lists}", stacklevel=3)
-        return [stem for stem, split in split_of.items() if split == name]
 
     def _colours(self, given: Mapping[str, Sequence[int]] | None) -> tuple[dict[str, Color] | None, str]:
         """The colour of each name, None where masks hold numbers; and what says so."""
@@ -247,16 +241,6 @@ class ImageFolder:
             warnings.simplefilter("ignore")  # `split` says them
             masks = [pair.mask for pair in self._pairs_there(split) if pair.mask is not None]
         return numbered_classes(self.root, split, masks, mapping)
-
-
-def _checked(palette: Sequence[Sequence[int]]) -> list[Color]:
-    colors = []
-    for color in palette:
-        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-            raise UserError(f"a palette colour must be three numbers 0..255, got {list(color)}")
-        red, green, blue = color
-        colors.append((int(red), int(green), int(blue)))
-    return colors
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], str]:

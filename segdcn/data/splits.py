@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
@@ -96,8 +96,28 @@ def _checked(entries: Iterator[tuple[str, str, str]]) -> Listed:
     return dict(listed)
 
 
-def stem_of(entry: str, stems: Sequence[str] | dict[str, Path], suffixes: Sequence[str]) -> str | None:
-    """Which of the stems a listed entry means: a stem, a file or a path; of an image and its mask the mask's counts."""
+def splits_of_stems(listed: Listed, images: Mapping[str, Path], suffixes: Sequence[str]) -> dict[str, str]:
+    """The split of each image that is listed, by its stem, in the order of the list.
+
+    images: those that are there, by stem.
+
+    Raises: UserError, one line, for an entry that means none of them, or one that was listed before.
+    """
+    split_of: dict[str, str] = {}
+    for split, entries in listed.items():
+        for entry, where in entries:
+            stem = _stem(entry, images, suffixes)
+            if stem is None:
+                folder = next(iter(images.values())).parent
+                raise MissingFileError(f"{where}: there is no image {entry} in {folder}")
+            if stem in split_of:
+                raise UserError(f"{where}: {stem} is in {split_of[stem]} already: list each image once")
+            split_of[stem] = split
+    return split_of
+
+
+def _stem(entry: str, stems: Mapping[str, Path], suffixes: Sequence[str]) -> str | None:
+    """Which stem a listed entry means: a stem, a file or a path; of an image and its mask in one line the mask's."""
     for text in (entry, *entry.split()[-1:]):
         name = PurePosixPath(text.replace("\\", "/")).name
         without = name.rpartition(".")[0] if name.lower().endswith(tuple(suffixes)) else name
