@@ -128,10 +128,12 @@ class ImageFolder:
 
     @property
     def split_found(self) -> str | None:
-        """How val was divided off, in words; None where it was there."""
+        """How val was divided off, in words; None where it was there, or cannot be."""
         if not self.val_share:
             return None
         train, val = self._divided
+        if not val:
+            return None
         alone = [pair.name for pair in (*train, *val) if self.group_by and not is_grouped(pair.name, self.group_by)]
         but = f" (but dataset.group_by does not match {few(alone)})" if alone else ""
         return (
@@ -193,7 +195,14 @@ class ImageFolder:
                 f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}{instead}"
             )
         if self.val_share and name in ("train", "val"):
-            return self._divided[name == "val"]
+            train, val = self._divided
+            if name == "val" and not val:
+                or_else = "" if self.group_by is None else ", or another dataset.group_by"
+                raise UserError(
+                    f"{self.root} has no val, and {len(train)} image(s) of one source cannot be divided into train and"
+                    f" val: add images, or another val{or_else}"
+                )
+            return train if name == "train" else val
         return self._pairs_there(name)
 
     def _pairs_there(self, name: str) -> list[ImageMaskPair]:

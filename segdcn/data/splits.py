@@ -165,14 +165,11 @@ def divided(
     the seed alone, so that images that come later move none of those that are there, but where a new one joins two
     sources, and of few sources, where chance would leave val less than half of its share, or a side nothing.
 
-    Raises: UserError where all images are of one source.
+    Of a single source nothing is val.
     """
     groups = _groups(pairs, group_by)
     if len(groups) < 2:
-        raise UserError(
-            f"{len(pairs)} image(s) of one source cannot be divided into train and val: add images, or choose"
-            " dataset.group_by"
-        )
+        return list(pairs), []
     order = sorted(groups, key=lambda name: _place(name, seed))
     sizes = list(accumulate(len(groups[name]) for name in order))
     by_place = sum(_place(name, seed) < share for name in order)

@@ -237,8 +237,7 @@ def test_no_source_is_on_both_sides_whatever_the_order(
     pairs = written(tmp_path_factory.mktemp("images"), contents)
     groups = sources(contents, tiles)
     if len(groups) == 1:
-        with pytest.raises(ValueError, match="of one source cannot be divided"):
-            divided(pairs, share, seed, TILES if tiles else None)
+        assert divided(pairs, share, seed, TILES if tiles else None) == (pairs, [])
         return
     train_, val = divided(pairs, share, seed, TILES if tiles else None)
     names, others = ({pair.name for pair in side} for side in (train_, val))
@@ -368,6 +367,18 @@ def test_what_a_run_settled_is_held_against_what_is_there_later(root: Path, caps
 def test_settings_that_cannot_be_are_refused(root: Path, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         ImageFolder(root, **setting).split("val")
+
+
+def test_one_image_is_train_and_a_training_says_that_it_lacks_val(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = ImageFolder(make(tmp_path / "data", ["a"]))
+    assert [sample.name for sample in dataset.split("train")] == ["a"]
+    assert dataset.split_found is None
+    assert call(train.main, *ONE_LINE) == 1
+    line = one_line(capsys.readouterr().err)
+    assert "data has no val, and 1 image(s) of one source cannot be divided" in line
 
 
 def test_settings_of_another_kind_are_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
