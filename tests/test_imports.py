@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "errors": ("", ""),
     "ops": ("", "torch torchvision"),
     "models": ("ops", "torch torchvision timm safetensors"),
-    "data": ("", "torch numpy cv2 PIL pyspng albumentations rich pytorch_lightning"),
+    "data": ("", "torch numpy cv2 PIL pyspng yaml albumentations rich pytorch_lightning"),
     "drawing": ("data", "numpy cv2 PIL rich matplotlib fontTools"),
     "inference": ("data drawing", "torch numpy PIL"),
     "evaluation": ("inference", "torch numpy torchmetrics PIL"),

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from segdcn.data.dataset import IGNORE_INDEX, Array, ImageMaskFiles, Sample, read_label
+from segdcn.data.dataset import IGNORE_INDEX, Array, ImageMaskFiles, Sample
 from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform, single_threaded_worker, to_tensors
 
 Prepare = Callable[[Array, Array, int], Any]
@@ -93,7 +93,7 @@ class _PillowImages(Sequence[Sample]):
         assert pair.mask is not None
         with Image.open(pair.image) as image:
             pixels = np.array(image.convert("RGB"))
-        return Sample(pixels, read_label(pair.mask, self.files.num_classes, self.files.mapping), pair.name)
+        return Sample(pixels, self.files.label(pair.mask), pair.name)
 
 
 _PREFETCH = 2  # items that each worker has ready

@@ -29,7 +29,7 @@ from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.checkpointing import AtomicCheckpoints
 
 ON_GPU, ON_CPU, LIGHT_HEAD = "resnet50", "mobilenet_v2", "fpn"
-"""What model.backbone=auto comes to, on a CPU with a head that is narrower than published."""
+"""What ``auto`` comes to for model.backbone, and on a CPU for model.head."""
 
 
 def settle(config: DictConfig, dataset: Any) -> list[str]:
@@ -41,6 +41,11 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
     if "class_names" in config.dataset and config.dataset.class_names is None:
         config.dataset.class_names = [str(name) for name in dataset.class_names]
         lines.append(f"classes  {getattr(dataset, 'classes_found', ', '.join(config.dataset.class_names))}")
+    for key, value in getattr(dataset, "settings_found", {}).items():
+        if key in config.dataset and config.dataset[key] is None:
+            config.dataset[key] = value
+    if divided := getattr(dataset, "split_found", None):
+        lines.append(f"split    {divided}")
     data, model = config.datamodule, config.model
     if data.get("crop_size") == "auto":
         data.crop_size = list(fitting_crop(dataset.split("train"), data.get("short_side"), data.get("long_side")))

@@ -54,6 +54,8 @@ def check(config: DictConfig) -> None:
     for note in notes(reports, dataset.class_names):
         print(f"note: {note}")
     found = problems(reports, dataset.class_names)
+    if not found and (divided := getattr(dataset, "split_found", None)):
+        print(f"note: {divided}")
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)", flush=True)
@@ -117,7 +119,8 @@ def _check_free(output: Path, target: Path) -> None:
 
 def _classes(config: DictConfig, output: Path, found: Annotations) -> list[str]:
     """The names of the classes: those of the split that was converted before, if there is one."""
-    from segdcn.data.conversion import CLASSES, LABELME_BACKGROUND, choose_classes
+    from segdcn.data.classes import CLASSES
+    from segdcn.data.conversion import LABELME_BACKGROUND, choose_classes
     from segdcn.data.dataset import read_list
     from segdcn.runs.files import shown
 
@@ -148,7 +151,8 @@ def _write(
     from PIL import Image
     from rich.progress import track
 
-    from segdcn.data.conversion import CLASSES, Drawn, draw_label, summary
+    from segdcn.data.classes import CLASSES
+    from segdcn.data.conversion import Drawn, draw_label, summary
     from segdcn.data.dataset import printable
     from segdcn.drawing.console import for_progress
     from segdcn.runs.files import shown, typed, write_png, write_text

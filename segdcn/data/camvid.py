@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, listed, read_list
+from segdcn.data.dataset import IGNORE_INDEX, Color, ImageMaskFiles, ImageMaskPair, few, lines_of, listed
 from segdcn.errors import MissingFileError, UserError
 
 VOID = 11  # the label of unlabelled pixels in the files
@@ -85,9 +85,7 @@ class CamVid:
 
     def _read_list(self, image_list: Path) -> list[ImageMaskPair]:
         pairs = []
-        for number, line in enumerate(read_list(image_list).splitlines(), start=1):
-            if not line.strip():
-                continue
+        for number, line in lines_of(image_list):
             try:
                 image, mask = (PurePosixPath(field) for field in line.split())
             except ValueError:

@@ -16,7 +16,6 @@ from segdcn.data.decoding import turned
 from segdcn.data.labels import count_labels
 from segdcn.errors import UserError
 
-CLASSES = "classes.txt"  # as `ImageFolder` reads it
 LABELME_BACKGROUND = "_background_"
 MOST_PAIRS = 20  # of classes that overlap
 

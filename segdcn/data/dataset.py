@@ -12,7 +12,7 @@ import stat
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, overload
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
 from segdcn.data.decoding import Array as Array
-from segdcn.data.decoding import UnreadableError, numbers, photograph
+from segdcn.data.decoding import ColoursError, UnreadableError, colours, numbers, photograph
 from segdcn.data.memory import free_memory
 from segdcn.errors import UserError, is_lasting
 
@@ -78,6 +78,13 @@ class DataError(UserError):
         self.args = (printable(str(self)),)
 
 
+class MaskColoursError(DataError):
+    """A mask whose colours have no class, or whose kind is not the one that was to be read.
+
+    It is of how a data set is set up, not of one file, so that a training is refused before it begins.
+    """
+
+
 class ImageMaskPair(NamedTuple):
     """The files of one sample, and the name it gets; without a mask (a benchmark's test split) all is ignored."""
 
@@ -94,6 +101,8 @@ class ImageMaskFiles(Sequence[Sample]):
         mapping: what further labels of the files mean, or what the files' own numbers are here, e.g. {7: 0, 4: 255};
             {255: 1} makes a class of the number that else is ignored.
         bits: how many of a 16-bit image's bits are used: 12 scales 4095 to 255; None is all 16.
+        read_mask: a mask file as its labels, uint8 (H, W), such as a `ColourTable`; None is `read_label`, which takes
+            the file's numbers.
 
     Raises:
         ValueError: a mapping or bits that cannot be.
@@ -105,11 +114,13 @@ class ImageMaskFiles(Sequence[Sample]):
         num_classes: int,
         mapping: Mapping[int, int] | None = None,
         bits: int | None = None,
+        read_mask: Callable[[Path], Array] | None = None,
     ) -> None:
         self.pairs = list(pairs)
         self.num_classes = num_classes
         self.mapping = checked_mapping(mapping, num_classes)
         self.bits = checked_bits(bits)
+        self.read_mask = read_mask
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -122,12 +133,12 @@ class ImageMaskFiles(Sequence[Sample]):
 
     def __getitem__(self, index: int | slice) -> Sample | ImageMaskFiles:
         if isinstance(index, slice):
-            return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping, self.bits)
+            return ImageMaskFiles(self.pairs[index], self.num_classes, self.mapping, self.bits, self.read_mask)
         pair = self.pairs[index]
         image, name = read_image(pair.image, self.bits), printable(pair.name)
         if pair.mask is None:
             return Sample(image, np.full(image.shape[:2], IGNORE_INDEX, np.uint8), name)
-        label = read_label(pair.mask, self.num_classes, self.mapping)
+        label = self.label(pair.mask)
         if image.shape[:2] != label.shape:
             (h, w), (mask_h, mask_w) = image.shape[:2], label.shape
             turned = " (or apply the image's EXIF rotation to its pixels)" if (h, w) == (mask_w, mask_h) else ""
@@ -136,6 +147,10 @@ class ImageMaskFiles(Sequence[Sample]):
                 f" {mask_h}x{mask_w}: make the mask at the size of the image{turned}"
             )
         return Sample(image, label, name)
+
+    def label(self, mask: Path) -> Array:
+        """The labels of a mask file, uint8 (H, W)."""
+        return read_label(mask, self.num_classes, self.mapping) if self.read_mask is None else self.read_mask(mask)
 
 
 def read_image(path: Path, bits: int | None = None, upright: bool = False) -> Array:
@@ -154,7 +169,7 @@ def read_image(path: Path, bits: int | None = None, upright: bool = False) -> Ar
             floating-point pixels or of bands that RGB has no place for.
     """
     with file_errors(path):
-        return photograph(_read_bytes(path), bits, upright)
+        return photograph(file_bytes(path), bits, upright)
 
 
 def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None = None) -> Array:
@@ -187,7 +202,16 @@ def read_label(path: Path, num_classes: int, mapping: Mapping[int, int] | None =
 def read_numbers(path: Path) -> npt.NDArray[Any]:
     """The numbers that a file of one channel stores, (H, W), whatever they mean; DataError where there are none."""
     with file_errors(path):
-        return numbers(_read_bytes(path))
+        return numbers(file_bytes(path))
+
+
+def read_colours(path: Path, lossy: bool = False) -> Array:
+    """The colours that a mask file stores, uint8 (H, W, 3); DataError where there are none.
+
+    lossy: whether a JPEG is taken, whose colours are about what they were.
+    """
+    with file_errors(path):
+        return colours(file_bytes(path), lossy)
 
 
 def checked_mapping(mapping: Mapping[int, int] | None, num_classes: int) -> dict[int, int]:
@@ -228,12 +252,34 @@ def checked_names(class_names: Sequence[object]) -> tuple[str, ...]:
     return texts
 
 
+def checked_palette(palette: Sequence[Sequence[int]] | None, num_classes: int) -> list[Color]:
+    """One RGB colour per class; None gives those of `voc_palette`. ValueError for others than that."""
+    if palette is None:
+        return voc_palette(num_classes)
+    colors = []
+    for color in palette:
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+            raise UserError(f"a palette colour must be three numbers 0..255, got {list(color)}")
+        red, green, blue = color
+        colors.append((int(red), int(green), int(blue)))
+    if len(colors) != num_classes:
+        raise UserError(f"palette must hold one colour per class: {num_classes} classes, got {len(colors)} colours")
+    return colors
+
+
 def read_list(path: Path) -> str:
     """The text of a file that lists names: UTF-8, or whatever bytes the files' names are of."""
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise _as_data_error(path, error) from error
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of such a file that are not empty, without blanks at their ends, each with its number from 1."""
+    for number, line in enumerate(read_list(path).splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
 
 
 def printable(text: str) -> str:
@@ -350,7 +396,7 @@ def file_errors(name: object) -> Iterator[None]:
     except DataError:
         raise
     except UnreadableError as error:
-        raise DataError(f"{name} {error}") from None
+        raise (MaskColoursError if isinstance(error, ColoursError) else DataError)(f"{name} {error}") from None
     except MemoryError:
         raise DataError(f"{name} is too large for the memory that is free") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -362,7 +408,8 @@ def file_errors(name: object) -> Iterator[None]:
         ) from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """What a file holds; DataError where it is none, cannot be read, or is larger than the free memory."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever

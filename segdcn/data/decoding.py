@@ -1,4 +1,4 @@
-"""The bytes of an image file as an array: a photograph as 8-bit RGB, a mask as the numbers that the file stores.
+"""The bytes of an image file as an array: a photograph as 8-bit RGB, a mask as the numbers or colours it stores.
 
 What cannot be read whole is refused: no page, band or bit of a file is dropped in silence, but for alpha.
 """
@@ -45,6 +45,10 @@ class UnreadableError(ValueError):
     """Why a file is not read; the message is the rest of a line that begins with the file's name."""
 
 
+class ColoursError(UnreadableError):
+    """A mask of colours where one of numbers was to be read, or of colours that cannot be relied on."""
+
+
 def photograph(data: bytes, bits: int | None = None, upright: bool = False) -> Array:
     """The pixels of an image file as 8-bit RGB; grey, palette, CMYK and 16-bit ones are converted, alpha is dropped.
 
@@ -82,9 +86,10 @@ def numbers(data: bytes) -> npt.NDArray[Any]:
     if image.format in ("JPEG", "MPO"):
         raise UnreadableError("is a JPEG, whose compression changes labels: save the mask as a PNG")
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise UnreadableError(
-            f"is {image.mode}, not one channel: a mask holds class numbers (8-bit grey or palette PNG); map its colours"
-            " to class numbers first"
+        raise ColoursError(
+            f"is {image.mode}, not one channel{_colours_seen(image)}: say which class each colour is by"
+            " 'dataset.colours={NAME:[RED,GREEN,BLUE],...}' or ROOT/labelmap.txt (dataset=folder), or save class"
+            " numbers (8-bit grey or palette PNG)"
         )
     plain = image.format in ("BMP", "PPM") and bits == 8 and image.mode != "1"  # Pillow changes their other kinds
     if image.format not in ("PNG", "TIFF", "GIF") and not plain:
@@ -99,6 +104,50 @@ def numbers(data: bytes) -> npt.NDArray[Any]:
     if bits <= 8 and _zero_is_white(image):
         stored = np.uint8(2**bits - 1) - stored  # undone: Pillow shows 0 as 255
     return turned(stored, _INVERSE.get(orientation, orientation)) if by_pillow else stored
+
+
+def colours(data: bytes, lossy: bool = False) -> Array:
+    """The colours that a mask file stores, as 8-bit RGB: of RGB and palette files, and of grey ones as greys.
+
+    Args:
+        lossy: take JPEGs, and others that change colours.
+
+    Shape: uint8 (H, W, 3).
+
+    Raises:
+        ColoursError: a JPEG where ``lossy`` is false, transparent pixels, 16 bits.
+        Exception: see `photograph`.
+    """
+    size = _plain_size(data)
+    if size is not None and (lossy or data.startswith(_PNG)):
+        check_fits(*size, _FAST)
+        if (fast := _decode_plain(data)) is not None:
+            return fast
+    image, bits, orientation, by_pillow = _load(data)
+    if image.format not in ("PNG", "TIFF", "GIF", "BMP", "PPM") and not lossy:
+        raise ColoursError(
+            f"is a {image.format}, whose compression changes colours: save the mask as a PNG from where it was drawn,"
+            " or add dataset.colour_tolerance=20, and each pixel takes the nearest colour within 20 of 255"
+        )
+    deep = bits > 8 and image.format != "BMP"  # whose bits are those of a pixel
+    if deep or image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        raise ColoursError(
+            f"holds {image.mode} pixels of {bits} bits, no colours of a mask: save it as an 8-bit RGB PNG"
+        )
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise ColoursError("has transparent pixels, whose class nobody can tell: save the mask without transparency")
+    pixels = rgb(image)
+    return turned(pixels, _INVERSE.get(orientation, orientation)) if by_pillow else pixels
+
+
+def _colours_seen(image: Image.Image) -> str:
+    """A few of the colours that most pixels have, as the end of a phrase."""
+    if image.mode == "F":
+        return ""
+    found = image.convert("RGB").getcolors(1 << 24) or []
+    most = [colour for _, colour in sorted(found, key=lambda one: -one[0]) if isinstance(colour, tuple)]
+    some = " ".join(",".join(map(str, colour)) for colour in most[:4])
+    return f" ({len(most):,} colour{'' if len(most) == 1 else 's'}: {some}{' ...' if most[4:] else ''})"
 
 
 def opened(image: Image.Image, bits: int | None = None) -> Array:

@@ -2,58 +2,80 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from segdcn.data.classes import Named, named_classes, numbered_classes
+from segdcn.data.colours import LABELMAP, ColourTable, checked_colours, labels_of, read_labelmap
 from segdcn.data.dataset import (
-    IGNORE_INDEX,
     Color,
     ImageMaskFiles,
     ImageMaskPair,
     checked_bits,
     checked_mapping,
-    checked_names,
+    checked_palette,
     few,
     listed,
     passed_over,
-    ranges,
-    read_list,
-    read_numbers,
-    spread_over,
-    voc_palette,
+)
+from segdcn.data.splits import (
+    SPLITS,
+    TABLES,
+    Listed,
+    checked_group_by,
+    divided,
+    is_grouped,
+    listed_splits,
+    splits_of_stems,
 )
 from segdcn.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MASK_SUFFIXES = (".png",)
-CLASSES = "classes.txt"
-MOST_CLASSES = 255
-LOOKED_AT = 200  # masks, where nothing names the classes: some seconds
-LAYOUT = "ROOT/train/images/NAME.jpg with ROOT/train/masks/NAME.png, and the same under ROOT/val"
+COLOUR_MASK_SUFFIXES = (".png", ".jpg", ".jpeg")  # JPEGs are told why they are refused
+VAL_SHARE = 0.2
+LAYOUT = (
+    "ROOT/train/images/NAME.jpg with ROOT/train/masks/NAME.png, and the same under ROOT/val; or ROOT/images with"
+    " ROOT/masks"
+)
 
 
 class ImageFolder:
-    """ROOT/<split>/images and ROOT/<split>/masks with equal stems; splits train, val and perhaps test.
+    """Images and masks of equal stems, in splits train, val and perhaps test: by folders, lists, or divided by a seed.
 
-    Masks are one-channel PNGs (grey or palette) whose pixels are class numbers: 0 is the first class,
-    255 is ignored. Images may have different sizes. Files of other kinds are passed over, with a warning.
+    ROOT/<split>/images and ROOT/<split>/masks; or ROOT/images and ROOT/masks, of which ROOT/train.txt and so on, or one
+    file ROOT/splits.yaml or ROOT/splits.csv, list each split. Where nothing says what is val, a share of train is.
+
+    A mask's pixels are class numbers (one-channel PNGs, grey or palette: 0 is the first class, 255 is ignored) or
+    colours that ``colours`` or labelmap.txt name. Images may have different sizes. Files of other kinds are passed
+    over, with a warning.
 
     Args:
         class_names: texts, or numbers, which are taken as they are typed. None takes them from ROOT/classes.txt, one a
-            line; where there is none, classes are numbered after a look at the masks (`class_0`, `class_1`, ...).
-        palette: one RGB colour (0..255) per class; None gives the colours of PASCAL VOC's rule.
+            line, or from the colours; where there is neither, classes are numbered after a look at the masks
+            (`class_0`, `class_1`, ...).
+        palette: one RGB colour (0..255) per class; None gives the masks' colours, or those of PASCAL VOC's rule.
         mapping, bits: see `ImageMaskFiles`.
+        colours: the RGB colour of each name in the masks. None takes them from labelmap.txt in ROOT or beside masks.
+            Ignored are void, ignore, unlabeled, unlabelled, and what is none of given class names.
+        colour_tolerance: see `ColourTable`.
+        splits_file: a .yaml file (train: [NAME, ...]) or a .csv file (columns image and split) instead of those in
+            ROOT.
+        val_share: of train's sources that become val. None is a fifth where nothing else is val, 0 is none.
+        split_seed: chooses which.
+        group_by: a regular expression; see `source_name`.
 
     Raises:
         FileNotFoundError: ROOT holds no split.
-        ValueError: wrong class names, or others than in ROOT/classes.txt; wrong palette, mapping or bits; masks that
-            do not tell the classes; from `split`, images and masks that do not pair.
+        ValueError: wrong class names, or others than in ROOT/classes.txt; wrong palette, mapping, bits, colours, lists
+            or share; masks that do not tell the classes; from `split`, images and masks that do not pair.
 
     Attributes:
         classes_found: the class names and how they were found, in words.
+        settings_found: what None comes to, of arguments that decide what the data set is.
     """
 
     def __init__(
@@ -63,109 +85,171 @@ class ImageFolder:
         palette: Sequence[Sequence[int]] | None = None,
         mapping: Mapping[int, int] | None = None,
         bits: int | None = None,
+        colours: Mapping[str, Sequence[int]] | None = None,
+        colour_tolerance: int = 0,
+        splits_file: str | Path | None = None,
+        val_share: float | None = None,
+        split_seed: int = 0,
+        group_by: str | None = None,
     ) -> None:
         self.root = Path(root)
-        self.splits = [name for name in ("train", "val", "test") if (self.root / name / "images").is_dir()]
-        if not self.splits:
+        self.split_seed, self.group_by = split_seed, checked_group_by(group_by)
+        self._listed: Listed = {}
+        self._lists = ""
+        self._folders = self._found_folders(splits_file)
+        self.val_share = self._checked_share(val_share)
+        self.splits = [name for name in SPLITS if name in self._folders or (name == "val" and self.val_share)]
+
+        self.colours, self._source = self._colours(colours)
+        if self.colours is None and colour_tolerance:
+            raise UserError("dataset.colour_tolerance is of masks in colours: give dataset.colours or labelmap.txt too")
+        if self.colours is not None and mapping:
+            raise UserError(
+                f"dataset.mapping is of masks that hold numbers, {self._source} of masks in colours: leave one out"
+            )
+        found = named_classes(self.root, class_names, self.colours, self._source) or self._classes_by_number(mapping)
+        self.class_names, self.classes_found = found
+        self.read_mask: ColourTable | None = None
+        if self.colours is not None:
+            labels = labels_of(self.colours, self.class_names, self._source)
+            self.read_mask = ColourTable(labels, self._source, colour_tolerance)
+            palette = [self.colours[name] for name in self.class_names] if palette is None else palette
+        self.mapping = checked_mapping(mapping, len(self.class_names))
+        self.bits = checked_bits(bits)
+        self.palette = checked_palette(palette, len(self.class_names))
+        self.settings_found: dict[str, Any] = {"val_share": self.val_share}
+        if self.colours is not None:
+            self.settings_found["colours"] = {name: list(colour) for name, colour in self.colours.items()}
+
+    def split(self, name: str) -> ImageMaskFiles:
+        """The pairs of one split, by name; their files are read when they are indexed."""
+        pairs = self._pairs(name)
+        return ImageMaskFiles(pairs, len(self.class_names), self.mapping, self.bits, self.read_mask)
+
+    @property
+    def split_found(self) -> str | None:
+        """How val was divided off, in words; None where it was there, or cannot be."""
+        if not self.val_share:
+            return None
+        train, val = self._divided
+        if not val:
+            return None
+        alone = [pair.name for pair in (*train, *val) if self.group_by and not is_grouped(pair.name, self.group_by)]
+        but = f" (but dataset.group_by does not match {few(alone)})" if alone else ""
+        return (
+            f"{len(val)} of {len(train) + len(val)} images are val, since {self.root} has none: dataset.val_share="
+            f"{self.val_share:g} and dataset.split_seed={self.split_seed} chose them, copies of an image together{but}"
+        )
+
+    def _found_folders(self, splits_file: str | Path | None) -> dict[str, Path]:
+        """Where the images of each split are, those that are listed and those that are divided together."""
+        by_split = {name: self.root / name for name in SPLITS if (self.root / name / "images").is_dir()}
+        if by_split and splits_file is None:
+            return by_split
+        if not (self.root / "images").is_dir():
             if not self.root.is_dir():
                 raise MissingFileError(
                     f"there is no folder {self.root}: expected {LAYOUT}; pass it as dataset.root=PATH"
                 )
+            if splits_file is not None:
+                raise MissingFileError(f"{splits_file} lists images of {self.root / 'images'}, which is no folder")
             raise MissingFileError(f"no images in {self.root}: expected {LAYOUT}; pass the folder as dataset.root=PATH")
-        self.class_names, self.classes_found = self._named(class_names, mapping)
-        self.mapping = checked_mapping(mapping, len(self.class_names))
-        self.bits = checked_bits(bits)
-        self.palette = voc_palette(len(self.class_names)) if palette is None else _checked(palette)
-        if len(self.palette) != len(self.class_names):
-            raise UserError(
-                f"palette must hold one colour per class: {len(self.class_names)} classes,"
-                f" got {len(self.palette)} colours"
-            )
+        found = listed_splits(self.root, splits_file)
+        if found is None:
+            return {"train": self.root}
+        self._listed, self._lists = found
+        return dict.fromkeys(self._listed, self.root)
 
-    def split(self, name: str) -> ImageMaskFiles:
-        """The pairs of one split, by name; their files are read when they are indexed."""
-        return ImageMaskFiles(self._pairs(name), len(self.class_names), self.mapping, self.bits)
+    def _checked_share(self, given: float | None) -> float:
+        """The share of train that becomes val, 0 where val is there or is not to be made."""
+        if given is not None and not 0 <= given < 1:
+            raise UserError(f"dataset.val_share must be 0 (none) or a share below 1, such as 0.2, got {given}")
+        if "val" in self._folders:
+            if given:
+                raise UserError(
+                    f"dataset.val_share={given:g} (given now, or when the run began) divides train, but"
+                    f" {self._lists or self.root / 'val'} says what is val: dataset.val_share=0 takes that"
+                )
+            return 0
+        if "train" not in self._folders or (given is None and self._other_val):
+            return 0
+        return VAL_SHARE if given is None else given
+
+    @property
+    def _other_val(self) -> Path | None:
+        """What is meant to be val, but is not read: dividing train would pass it over in silence."""
+        meant = ("val", "valid", "validation", *(() if self._lists else (*TABLES, "val.txt")))
+        return next((self.root / name for name in meant if (self.root / name).exists()), None)
+
+    @functools.cached_property
+    def _divided(self) -> tuple[list[ImageMaskPair], list[ImageMaskPair]]:
+        return divided(self._pairs_there("train"), self.val_share, self.split_seed, self.group_by)
 
     def _pairs(self, name: str) -> list[ImageMaskPair]:
         if name not in self.splits:
-            raise UserError(f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}")
-        folder = self.root / name
+            instead = ""
+            if name == "val" and "train" in self.splits:
+                there = f" ({self._other_val} is not read as it is)" if self._other_val else ""
+                instead = f"{there}; dataset.val_share=0.2 makes a fifth of train val"
+            raise UserError(
+                f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}{instead}"
+            )
+        if self.val_share and name in ("train", "val"):
+            train, val = self._divided
+            if name == "val" and not val:
+                or_else = "" if self.group_by is None else ", or another dataset.group_by"
+                raise UserError(
+                    f"{self.root} has no val, and {len(train)} image(s) of one source cannot be divided into train and"
+                    f" val: add images, or another val{or_else}"
+                )
+            return train if name == "train" else val
+        return self._pairs_there(name)
+
+    def _pairs_there(self, name: str) -> list[ImageMaskPair]:
+        """The pairs of a folder, or those of them that are listed for a split."""
+        folder = self._folders[name]
         images, other_images = _by_stem(folder / "images", IMAGE_SUFFIXES)
-        masks, other_masks = _by_stem(folder / "masks", MASK_SUFFIXES)
+        masks, other_masks = _by_stem(folder / "masks", MASK_SUFFIXES if self.colours is None else COLOUR_MASK_SUFFIXES)
         if not images:
             raise UserError(f"{folder / 'images'} holds no image ({' '.join(IMAGE_SUFFIXES)}){other_images}")
-        if lonely := images.keys() - masks.keys():
+        stems = sorted(images)
+        if self._listed:
+            split_of = splits_of_stems(self._listed, images, IMAGE_SUFFIXES)
+            stems = [stem for stem, split in split_of.items() if split == name]
+            if name == self.splits[0] and (left_out := images.keys() - split_of.keys()):
+                warnings.warn(f"{folder / 'images'}: {few(left_out)} in no split of {self._lists}", stacklevel=2)
+        if lonely := set(stems) - masks.keys():
             where = f"{folder / 'images'} without a mask NAME.png in {folder / 'masks'}"
             raise UserError(f"{few(lonely)} in {where}{other_masks}")
-        if lonely := masks.keys() - images.keys():
+        if not self._listed and (lonely := masks.keys() - images.keys()):
             where = f"{folder / 'masks'} without an image in {folder / 'images'}"
             raise UserError(f"{few(lonely)} in {where}{other_images}")
         for part, others in (("images", other_images), ("masks", other_masks)):
             if others:
                 warnings.warn(f"{folder / part}{others}", stacklevel=2)
-        return [ImageMaskPair(images[stem], masks[stem], stem) for stem in sorted(images)]
+        return [ImageMaskPair(images[stem], masks[stem], stem) for stem in stems]
 
-    def _named(self, given: Sequence[object] | None, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:
-        """The class names, and how they were found, in words."""
-        file = self.root / CLASSES
-        in_file = None
-        if file.exists() or file.is_symlink():  # one that leads nowhere is told
-            try:
-                in_file = checked_names([line.strip() for line in read_list(file).splitlines() if line.strip()])
-            except UserError as error:
-                raise UserError(f"{file}, one name a line: {error}") from None
-        if given is not None:
-            names = checked_names(given)
-            if in_file not in (None, names) and names != _numbers(len(in_file or ())):
-                raise UserError(
-                    f"dataset.class_names has {', '.join(names)} (given now, or when the run began), but {file} has"
-                    f" {', '.join(in_file or ())}: make them"
-                    " agree, or leave one of them out"
-                )
-            return names, ", ".join(names)
-        if in_file is not None:
-            return in_file, f"{', '.join(in_file)}, as {file} names them"
-        return self._numbered(mapping)
+    def _colours(self, given: Mapping[str, Sequence[int]] | None) -> tuple[dict[str, Color] | None, str]:
+        """The colour of each name, None where masks hold numbers; and what says so."""
+        named, source = (None, "") if given is None else (checked_colours(given), "dataset.colours")
+        for folder in (self.root, *dict.fromkeys(self._folders.values())):
+            for file in dict.fromkeys((folder / LABELMAP, folder / "masks" / LABELMAP)):
+                if not (file.exists() or file.is_symlink()):
+                    continue
+                in_file = read_labelmap(file)
+                if named is not None and in_file != named:
+                    when = " (given now, or when the run began)" if source == "dataset.colours" else ""
+                    raise UserError(f"{source}{when} and {file} name other colours: make them agree, or leave one out")
+                if named is None:
+                    named, source = in_file, str(file)
+        return named, source
 
-    def _numbered(self, mapping: Mapping[int, int] | None) -> tuple[tuple[str, ...], str]:
-        """Classes by the numbers that masks hold, all of them where they are few, else some spread over the split."""
-        mapping = checked_mapping(mapping, MOST_CLASSES)
+    def _classes_by_number(self, mapping: Mapping[int, int] | None) -> Named:
         split = "train" if "train" in self.splits else self.splits[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `split` says them
-            masks = [pair.mask for pair in self._pairs(split) if pair.mask is not None]
-        looked_at = [masks[place] for place in spread_over(len(masks), LOOKED_AT)]
-        found = sorted({int(number) for mask in looked_at for number in np.unique(read_numbers(mask))})
-        labels = sorted({mapping.get(number, number) for number in found} - {IGNORE_INDEX})
-        some = f"{len(looked_at)} of {len(masks)}" if len(looked_at) < len(masks) else f"all {len(masks)}"
-        seen = f"{some} {split} masks hold {ranges(found)}"
-        if labels == [0] and IGNORE_INDEX in found:
-            raise UserError(
-                f"{seen} alone, and 255 is ignored: make the objects' pixels 1, or add 'dataset.mapping={{255:1}}' to"
-                " the command"
-            )
-        if len(labels) < 2 or labels[0] < 0 or labels[-1] >= MOST_CLASSES:
-            raise UserError(
-                f"{seen}, which are not the numbers 0, 1, ... of two classes or more (255 is ignored): make them so, or"
-                " give 'dataset.mapping={NUMBER:LABEL,...}'"
-            )
-        names = _numbers(labels[-1] + 1)
-        how = f"{names[0]} to {names[-1]}, since {seen}; name them in {self.root / CLASSES}, one a line"
-        return names, how
-
-
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(f"class_{number}" for number in range(count))
-
-
-def _checked(palette: Sequence[Sequence[int]]) -> list[Color]:
-    colors = []
-    for color in palette:
-        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
-            raise UserError(f"a palette colour must be three numbers 0..255, got {list(color)}")
-        red, green, blue = color
-        colors.append((int(red), int(green), int(blue)))
-    return colors
+            masks = [pair.mask for pair in self._pairs_there(split) if pair.mask is not None]
+        return numbered_classes(self.root, split, masks, mapping)
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], str]:
@@ -175,6 +259,8 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], st
     for path, is_folder in listed(folder) if folder.is_dir() else ():
         if is_folder:
             folders += 1
+        elif path.name == LABELMAP:
+            continue
         elif path.suffix.lower() not in suffixes:
             others.append(path)
         elif path.stem in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from segdcn.data.dataset import (
     Array,
     DataError,
     ImageMaskFiles,
+    MaskColoursError,
     Sample,
     SegmentationDataset,
-    read_label,
 )
 
 NEEDED = ("train", "val")
@@ -52,12 +51,17 @@ class SplitLabels:
 def labels_before_training(dataset: SegmentationDataset) -> list[str]:
     """Look at some labels of train and val, and say in one line each what is odd about them.
 
-    Raises: DataError where a training would learn nothing: two classes, one of which is drawn as 255.
+    Raises: DataError where a training would learn nothing: two classes, one of which is drawn as 255; and where masks
+        have colours that are of no class.
     """
     found = []
     for split in NEEDED:
-        with contextlib.suppress(Exception):  # what is missing or cannot be read, a training names
+        try:
             found.append(read_some_labels(dataset, split))
+        except MaskColoursError:
+            raise
+        except Exception:  # what is missing or cannot be read, a training names
+            continue
     if wrong := white_objects(found, dataset.class_names):
         raise DataError(wrong)
     return label_notes(found, dataset.class_names)
@@ -67,6 +71,8 @@ def read_some_labels(dataset: SegmentationDataset, split: str) -> SplitLabels:
     """Read labels here and there in a split, until every class was seen; images are not read where they are files.
 
     What cannot be read is passed over: a training, and ``segdcn-data check``, name it.
+
+    Raises: MaskColoursError for a mask whose colours are of no class.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says them
@@ -75,6 +81,8 @@ def read_some_labels(dataset: SegmentationDataset, split: str) -> SplitLabels:
     for index in np.random.default_rng(0).permutation(len(samples))[:AT_MOST].tolist():
         try:
             pixels += count_labels(label_of(samples, index))
+        except MaskColoursError:
+            raise
         except Exception:  # whatever a data set of the user's own raises
             continue
         read += 1
@@ -129,4 +137,4 @@ def label_of(samples: Sequence[Sample], index: int) -> Array:
     mask = samples.pairs[index].mask
     if mask is None:  # the whole image is ignored; its size is not worth a look at it
         return np.full((1, 1), IGNORE_INDEX, np.uint8)
-    return read_label(mask, samples.num_classes, samples.mapping)
+    return samples.label(mask)
