@@ -17,12 +17,12 @@ from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin
 from segdcn.models.cost import network_cost
 
 DEFORMABLE_LAYERS = (0, 3, 6)
+LIGHT_IMAGES = (8, 3, 240, 320)
 
 
 def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Forward, loss, backward and SGD step of DeepLabv3 on a ResNet-50, output stride 16, at 4×3×256×256."""
     image = torch.randn(4, 3, 256, 256, device=device)
-    label = torch.randint(21, (4, 256, 256), device=device)
     steps: dict[str, Callable[[], object]] = {}
     for layers in DEFORMABLE_LAYERS:
         for backend in ("gather", "torchvision") if layers else ("gather",):
@@ -30,19 +30,44 @@ def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
             network = build_deeplab(21, "resnet50", "aspp", weights=None, deform=Deform(layers)).to(device).train()
             for layer in deformable_layers(network).values():
                 layer.backend = cast(Any, backend)
-                torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
-            optimizer = torch.optim.SGD(network.parameters(), lr=0.0)  # the weights stay, the cost is there
-
-            def step(network: Any = network, optimizer: torch.optim.SGD = optimizer) -> None:
-                with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-                    loss = F.cross_entropy(network(image), label)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                optimizer.zero_grad()
-
-            steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = step
+            steps[f"{layers} deformable" + (f", {backend}" if layers else "")] = _step(network, image, dtype)
     medians = interleaved(steps, repeats, image.device)
     return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
+
+
+def light_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The same step of a MobileNetV2 with three deformable layers at 8×3×240×320, lighter from row to row."""
+    cases: dict[str, tuple[dict[str, Any], torch.memory_format]] = {
+        "v3plus of 64 channels": ({"head": "v3plus", "head_channels": 64}, torch.contiguous_format),
+        "fpn of 64 channels": ({"head": "fpn"}, torch.contiguous_format),
+        "+ channels_last": ({"head": "fpn"}, torch.channels_last),
+        "+ output stride 32": ({"head": "fpn", "output_stride": 32}, torch.channels_last),
+        "+ a frozen first stage": ({"head": "fpn", "output_stride": 32, "frozen_stages": 1}, torch.channels_last),
+    }
+    image = torch.randn(LIGHT_IMAGES, device=device)
+    steps: dict[str, Callable[[], object]] = {}
+    for name, (settings, layout) in cases.items():
+        network = build_deeplab(11, "mobilenet_v2", weights=None, **settings).to(device, memory_format=layout).train()
+        steps[name] = _step(network, image.contiguous(memory_format=layout), dtype)
+    medians = interleaved(steps, repeats, image.device)
+    return [{"case": name, "step_ms": taken, "images": len(image)} for name, taken in medians.items()]
+
+
+def _step(network: Any, image: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    """Forward, loss, backward and SGD step; the weights stay, the cost is there."""
+    for layer in deformable_layers(network).values():
+        torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
+    label = torch.randint(network.head.classifier.out_channels, (len(image), *image.shape[2:]), device=image.device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+
+    def step() -> None:
+        with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(network(image), label)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, Any]:

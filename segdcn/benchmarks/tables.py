@@ -79,6 +79,24 @@ def show_training_steps(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def show_light_steps(rows: list[dict[str, Any]]) -> None:
+    """One line per network, beside the first."""
+    print("\nTraining step of MobileNetV2 with three deformable layers, 8×3×240×320")
+    first = rows[0]["step_ms"]
+    _table(
+        ["network", "ms", "images per second", "times as fast as the first"],
+        [
+            [
+                row["case"],
+                f"{row['step_ms']:.0f}",
+                f"{1000 * row['images'] / row['step_ms']:.1f}",
+                f"{first / row['step_ms']:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
 def show_loading(rows: list[dict[str, Any]]) -> None:
     """One line per number of workers."""
     print("\nLoading of training images; images per second and worker")

@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         "conv": (lambda: operators.convolutions(repeats, *of_features), tables.show_convolutions),
         "pool": (lambda: operators.poolings(repeats, *of_features), tables.show_poolings),
         "step": (lambda: networks.training_steps(repeats, *of_features), tables.show_training_steps),
+        "light": (lambda: networks.light_steps(repeats, *of_features), tables.show_light_steps),
         "runtimes": (lambda: runtimes.measure(repeats), tables.show_runtimes),
         "data": (lambda: loading(repeats, options.overrides), tables.show_loading),
     }
@@ -105,15 +106,15 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="segdcn-benchmark",
         description="Times the operators against torchvision's and a plain convolution, all in one process and in "
         "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
-        usage="%(prog)s [options] [conv] [pool] [step] [runtimes] [data [dataset=NAME dataset.root=PATH ...]]",
+        usage="%(prog)s [options] [conv] [pool] [step] [light] [runtimes] [data [dataset=NAME dataset.root=PATH ...]]",
         epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
     )
     parser.add_argument(
         "which",
         nargs="*",
-        metavar="conv|pool|step|runtimes|data",
-        help="what to time: convolutions, RoI poolings, a training step (these three by default); a network under "
-        "PyTorch, onnxruntime and OpenVINO; loading of images",
+        metavar="conv|pool|step|light|runtimes|data",
+        help="what to time: convolutions, RoI poolings, a training step (these three by default); one of light "
+        "networks for CPUs; a network under PyTorch, onnxruntime and OpenVINO; loading of images",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
@@ -123,7 +124,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     options.overrides = [word for word in options.which if "=" in word]
     options.which = [word for word in options.which if "=" not in word] or list(DEFAULT)
-    known = (*DEFAULT, "runtimes", "data")
+    known = (*DEFAULT, "light", "runtimes", "data")
     unknown = [name for name in options.which if name not in known]
     if unknown:
         parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(known)}")

@@ -78,6 +78,17 @@ def test_a_training_step_is_timed_per_layer_count_and_backend(
     assert "| 0 deformable |" in capsys.readouterr().out
 
 
+def test_steps_of_light_networks_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(networks, "LIGHT_IMAGES", (2, 3, 64, 64))
+    run(monkeypatch, "light", "--repeats", "1", "--output", str(tmp_path / "light.json"))
+    rows = json.loads((tmp_path / "light.json").read_text())["light"]
+    assert [row["images"] for row in rows] == [2] * 5
+    assert all(row["step_ms"] > 0 for row in rows)
+    assert "| + a frozen first stage |" in capsys.readouterr().out
+
+
 def test_loading_of_a_users_own_images_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +173,7 @@ def test_openvino_runs_without_a_call_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step, runtimes, data"),
+        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step, light, runtimes, data"),
         (["runtimes", "--dtype", "bfloat16"], "runtimes are compared on the CPU in float32"),
         (["conv", "dataset=voc"], "dataset=voc is for the loading of images: segdcn-benchmark data dataset=voc"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
