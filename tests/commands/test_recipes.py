@@ -63,6 +63,21 @@ def test_no_setting_of_the_toy_is_another_data_sets(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ((), ("auto", "auto")),
+        (("model=deeplabv3plus_resnet101",), ("resnet101", "v3plus")),
+        (("model=paper_resnet101",), ("resnet101", "paper")),
+    ],
+)
+def test_a_network_that_is_chosen_is_trained_by_the_recipe_for_own_images(
+    capsys: pytest.CaptureFixture[str], model: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    config = composed(capsys, "experiment=finetune", "dataset.root=x", *model)
+    assert (config["model"]["backbone"], config["model"]["head"]) == expected
+
+
+@pytest.mark.parametrize(
     ("recipe", "dataset", "overrides", "name"),
     [
         ("shapes", "shapes", [], "shapes"),
