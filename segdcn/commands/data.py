@@ -27,7 +27,6 @@ USAGE = """usage: segdcn-data check dataset=NAME dataset.root=PATH
 check reads every file of a data set and reports what would go wrong in a training; convert makes masks of polygons that
 were drawn by hand; segdcn-data check --help and segdcn-data convert --help say more"""
 
-SPLITS = ("train", "val", "test")
 MOST_LINES = 20  # of problems
 
 
@@ -95,6 +94,8 @@ def convert(config: DictConfig) -> None:
 
 
 def _check_settings(config: DictConfig) -> None:
+    from segdcn.data.splits import SPLITS
+
     if config.split is not None and config.split not in SPLITS:
         raise UserError(f"split must be {', '.join(SPLITS)} or null, got {config.split!r}")
     outside = config.outside

@@ -78,15 +78,14 @@ def read_splits(dataset: SegmentationDataset, workers: int, console: Console) ->
             report.pixels += pixels
             report.images += pixels > 0
             for label in np.flatnonzero(pixels).tolist():
-                share = float(pixels[label] / pixels.sum())
-                if label not in report.typical or _further(report.typical[label][0], share):
-                    report.typical[label] = (share, number)
+                seen = (float(pixels[label] / pixels.sum()), number)
+                report.typical[label] = min(report.typical.get(label, seen), seen, key=_atypical)
     return reports
 
 
-def _further(one: float, other: float) -> bool:
-    """Whether one share of an image shows a class less well than another."""
-    return abs(one - SHOWN_SHARE) > abs(other - SHOWN_SHARE)
+def _atypical(shown: tuple[float, int]) -> float:
+    """How far an image's share of a class is from that which shows it best."""
+    return abs(shown[0] - SHOWN_SHARE)
 
 
 class Example(NamedTuple):
@@ -107,13 +106,11 @@ class Example(NamedTuple):
 def examples(dataset: SegmentationDataset, reports: Sequence[SplitReport]) -> Iterator[Example]:
     """An image for each class that was seen, and for what is ignored, of all that were read."""
     for label, name in [*enumerate(dataset.class_names), (IGNORE_INDEX, "ignored")]:
-        best: tuple[float, int, str] | None = None
-        for report in reports:
-            if label in report.typical and (best is None or _further(best[0], report.typical[label][0])):
-                best = (*report.typical[label], report.split)
-        if best is None:
+        showing = [report for report in reports if label in report.typical]
+        if not showing:
             continue
-        share, number, split = best
+        best = min(showing, key=lambda report: _atypical(report.typical[label]))
+        (share, number), split = best.typical[label], best.split
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when they were read
             image, mask, sample_name = dataset.split(split)[number]
