@@ -70,7 +70,6 @@ def check(config: DictConfig) -> None:
 def convert(config: DictConfig) -> None:
     """Read annotations, write images, masks and classes.txt; exit status 1, and nothing written, at a problem."""
     from segdcn.data.annotations import read_annotations
-    from segdcn.data.conversion import file_names
 
     _check_settings(config)
     output = Path(os.path.abspath(config.output))
@@ -89,8 +88,9 @@ def convert(config: DictConfig) -> None:
         found.images = [image for image in found.images if image.regions]
     if not found.images:
         raise UserError(f"{config.annotations} has no image with an annotation that can be drawn")
-    names, copies = _classes(config, output, found), file_names(found)
-    _write(config, found, names, copies, output, target)
+    background = None if config.background is None else str(config.background)
+    names = _classes(config, background, output, found)
+    _write(config, found, names, background, output, target)
 
 
 def _check_settings(config: DictConfig) -> None:
@@ -118,21 +118,20 @@ def _check_free(output: Path, target: Path) -> None:
         raise UserError(f"{shown(output)} holds images without a split: give another output=DIR")
 
 
-def _classes(config: DictConfig, output: Path, found: Annotations) -> list[str]:
+def _classes(config: DictConfig, background: str | None, output: Path, found: Annotations) -> list[str]:
     """The names of the classes: those of the split that was converted before, if there is one."""
     from segdcn.data.classes import CLASSES
     from segdcn.data.conversion import LABELME_BACKGROUND, choose_classes
-    from segdcn.data.dataset import read_list
+    from segdcn.data.dataset import lines_of
     from segdcn.runs.files import shown
 
     given = None if config.classes is None else [str(name) for name in config.classes]
-    background = None if config.background is None else str(config.background)
     # labelme lists no classes: one that is in another split alone is not seen here
     known = [*found.class_names, *(given or ())] if found.kind == "labelme" else found.class_names
     file = output / CLASSES
     if config.split is None or not file.is_file():
         return choose_classes(known, given, background)
-    before = read_list(file).splitlines()
+    before = [name for _, name in lines_of(file)]
     chosen = before if given is None else choose_classes([*known, *before], given, background)
     if chosen != before or (background is not None and background not in before):
         raise UserError(f"{shown(file)} has {', '.join(before)}: classes and background must agree with it")
@@ -146,25 +145,24 @@ def _classes(config: DictConfig, output: Path, found: Annotations) -> list[str]:
 
 
 def _write(
-    config: DictConfig, found: Annotations, names: Sequence[str], copies: Sequence[str], output: Path, target: Path
+    config: DictConfig, found: Annotations, names: Sequence[str], background: str | None, output: Path, target: Path
 ) -> None:
     """Draw the masks in a folder of another name beside ``target``, which takes its place when it is whole."""
     from PIL import Image
     from rich.progress import track
 
     from segdcn.data.classes import CLASSES
-    from segdcn.data.conversion import Drawn, draw_label, summary
+    from segdcn.data.conversion import Drawn, draw_label, file_names, summary
     from segdcn.data.dataset import printable
     from segdcn.drawing.console import for_progress
     from segdcn.runs.files import shown, typed, write_png, write_text
     from segdcn.runs.folder import whole_folder
 
-    background = None if config.background is None else str(config.background)
+    pairs = list(zip(found.images, file_names(found), strict=True))
     drawn, linked = Drawn(left_out=Counter(found.left_out)), 0
     with whole_folder(target, "output=DIR") as made:
         for part in ("images", "masks"):
             (made / part).mkdir()
-        pairs = list(zip(found.images, copies, strict=True))
         for image, name in track(pairs, "masks", console=for_progress(), transient=True):
             mask = Image.fromarray(draw_label(image, names, background, drawn))
             write_png(made / "masks" / f"{Path(name).stem}.png", mask)
