@@ -39,6 +39,18 @@ SMALL = (
 )
 BARE = (*SMALL, "logger=none", "callbacks.panels=null", "report=false")
 
+# Of images of one's own, in the folder ``run``.
+ONE_EPOCH = (
+    "datamodule.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.check_val_every_n_epoch=1",
+    "callbacks.panels=null",
+    "logger=none",
+    "report=false",
+    "output_dir=run",
+)
+
 
 def compose(config_name: str, *overrides: str) -> DictConfig:
     """The config that a command gets, for calling ``train`` or ``evaluate`` themselves."""

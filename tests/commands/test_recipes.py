@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from running import call, one_line
+from running import ONE_EPOCH, call, one_line
 
 from segdcn.commands import evaluate, predict, train
 from segdcn.commands.compose import CONFIG_PATH
@@ -19,18 +19,7 @@ from segdcn.commands.recipes import run_name
 from segdcn.data import ImageFolder
 from segdcn.data.crops import fitting_crop
 
-QUICK = (
-    "model.weights=null",
-    "model.backbone=resnet_tiny",
-    "datamodule.num_workers=0",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=1",
-    "trainer.check_val_every_n_epoch=1",
-    "callbacks.panels=null",
-    "logger=none",
-    "report=false",
-    "output_dir=run",
-)
+QUICK = ("model.weights=null", "model.backbone=resnet_tiny", *ONE_EPOCH)
 
 
 def composed(capsys: pytest.CaptureFixture[str], *overrides: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from running import call, one_line
+from running import ONE_EPOCH, call, one_line
 
 from segdcn.commands import evaluate, train
 from segdcn.commands.data import main as check
@@ -33,20 +33,7 @@ LABELS = dict(zip(COLOURS.values(), (0, 1, 2, 255), strict=True))
 RGB = np.array(list(COLOURS.values()), np.uint8)
 # as Hydra takes it
 SETTING = "dataset.colours={background:[0,0,0],cat:[128,0,0],a dog:[0,128,64],Void:[255,255,255]}"
-QUICK = (
-    "experiment=finetune",
-    "model=tiny",
-    "datamodule.num_workers=0",
-    "datamodule.batch_size=2",
-    "datamodule.crop_size=[48,48]",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=1",
-    "trainer.check_val_every_n_epoch=1",
-    "callbacks.panels=null",
-    "logger=none",
-    "report=false",
-    "output_dir=run",
-)
+QUICK = ("experiment=finetune", "model=tiny", "datamodule.batch_size=2", "datamodule.crop_size=[48,48]", *ONE_EPOCH)
 
 
 def label_of(number: int, size: tuple[int, int] = (60, 72)) -> Label:

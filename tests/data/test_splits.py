@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from running import call, one_line
+from running import ONE_EPOCH, call, one_line
 
 from segdcn.commands import evaluate, predict, train
 from segdcn.commands.data import main as check
@@ -24,20 +24,7 @@ from segdcn.data import ImageFolder
 from segdcn.data.dataset import ImageMaskPair
 from segdcn.data.splits import divided, source_name
 
-QUICK = (
-    "experiment=finetune",
-    "model=tiny",
-    "datamodule.num_workers=0",
-    "datamodule.batch_size=2",
-    "datamodule.crop_size=[32,32]",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=1",
-    "trainer.check_val_every_n_epoch=1",
-    "callbacks.panels=null",
-    "logger=none",
-    "report=false",
-    "output_dir=run",
-)
+QUICK = ("experiment=finetune", "model=tiny", "datamodule.batch_size=2", "datamodule.crop_size=[32,32]", *ONE_EPOCH)
 ONE_LINE = ("dataset=folder", "dataset.root=data", *QUICK)
 NAMES = ("a", "b", "c", "d", "e", "f")
 
