@@ -1,4 +1,4 @@
-"""What deformable layers cost a network: in a training step, and for one image."""
+"""What deformable layers cost a network, in a training step and for one image; and what lighter networks save."""
 
 from __future__ import annotations
 
