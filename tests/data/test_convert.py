@@ -353,7 +353,12 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("fault", FILES)
+VARIANTS = ("a list", "no images", "other keys")
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] if fault in VARIANTS else []) for fault in FILES]
+)
 def test_a_file_of_no_annotations_is_one_line(root: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
     text, words = FILES[fault]
     (root / "all.json").write_text(text)
@@ -440,8 +445,8 @@ def test_each_wrong_image_is_a_line(root: Path, capsys: pytest.CaptureFixture[st
         ((*GIVEN, "classes=[cat,cat]"), "names a class twice"),
         ((*GIVEN, "classes=[cat]", "background=null"), "there are 1 classes"),
         ((*GIVEN, "outside=x"), "outside must be a number"),
-        ((*GIVEN, "link=3"), "link must be true or false"),
-        (("output=out",), "annotations must be given"),
+        pytest.param((*GIVEN, "link=3"), "link must be true or false", marks=pytest.mark.slow),
+        pytest.param(("output=out",), "annotations must be given", marks=pytest.mark.slow),
     ],
 )
 def test_wrong_settings(root: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str) -> None:
