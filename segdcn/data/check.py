@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -105,6 +106,7 @@ class Example(NamedTuple):
 
 def examples(dataset: SegmentationDataset, reports: Sequence[SplitReport]) -> Iterator[Example]:
     """An image for each class that was seen, and for what is ignored, of all that were read."""
+    samples = functools.cache(dataset.split)  # which lists the files anew
     for label, name in [*enumerate(dataset.class_names), (IGNORE_INDEX, "ignored")]:
         showing = [report for report in reports if label in report.typical]
         if not showing:
@@ -113,7 +115,7 @@ def examples(dataset: SegmentationDataset, reports: Sequence[SplitReport]) -> It
         (share, number), split = best.typical[label], best.split
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told when they were read
-            image, mask, sample_name = dataset.split(split)[number]
+            image, mask, sample_name = samples(split)[number]
         inside = mask == label
         yield Example(
             f"{label} {name}",
