@@ -309,7 +309,7 @@ MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
 
 # many seconds for two steps, or a recipe much as another one
 LARGE = {"camvid_cpu", "cityscapes_paper", "voc_paper", "cityscapes_v3", "voc_v3plus"}
-LARGE |= {"shapes_atrous1", "shapes_atrous2"}
+LARGE |= {"shapes_atrous1", "shapes_atrous2", "camvid_atrous2", "camvid_deform0", "camvid_deform6", "camvid_gpu"}
 
 
 @pytest.mark.parametrize(
