@@ -47,7 +47,9 @@ def light_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str,
     image = torch.randn(LIGHT_IMAGES, device=device)
     steps: dict[str, Callable[[], object]] = {}
     for name, (settings, layout) in cases.items():
-        network = build_deeplab(11, "mobilenet_v2", weights=None, **settings).to(device, memory_format=layout).train()
+        network = (
+            build_deeplab(11, "mobilenet_v2", weights=None, **settings).to(device).to(memory_format=layout).train()
+        )
         steps[name] = _step(network, image.contiguous(memory_format=layout), dtype)
     medians = interleaved(steps, repeats, image.device)
     return [{"case": name, "step_ms": taken, "images": len(image)} for name, taken in medians.items()]

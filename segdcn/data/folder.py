@@ -178,8 +178,8 @@ class ImageFolder:
     @property
     def _other_val(self) -> Path | None:
         """What is meant to be val, but is not read: dividing train would pass it over in silence."""
-        meant = ("val", "valid", "validation", "valid.txt", "validation.txt")
-        meant += () if self._lists else (*TABLES, "val.txt")
+        lists = ("valid.txt", "validation.txt", *(() if self._lists else (*TABLES, "val.txt")))
+        meant = ("val", "valid", "validation", *lists)
         return next((self.root / name for name in meant if (self.root / name).exists()), None)
 
     @functools.cached_property
