@@ -162,15 +162,12 @@ def _as_it_is(item: Any) -> Any:
 
 def problems(reports: Sequence[SplitReport], class_names: Sequence[str]) -> list[str]:
     """What must be mended before a training, one line each."""
-    why: dict[str, list[str]] = {}
+    found = []
     for report in reports:
-        if report.unusable:
-            why.setdefault(report.unusable, []).append(repr(report.split))
-    found = [
-        f"split{'s'[: len(splits) - 1]} {' and '.join(splits)} cannot be used: {reason}"
-        for reason, splits in why.items()
-    ]
-    found += [error for report in reports for error in report.errors]
+        splits = [repr(one.split) for one in reports if one.unusable == report.unusable]
+        if report.unusable and splits[0] == repr(report.split):  # what is wrong with several is told once
+            found.append(f"split{'s'[: len(splits) - 1]} {' and '.join(splits)} cannot be used: {report.unusable}")
+        found += report.errors
     for report in reports:
         if report.split in NEEDED and report.read and not report.labels.labelled:
             found.append(f"split {report.split!r} has no labelled pixel: all are {IGNORE_INDEX} (ignored)")
