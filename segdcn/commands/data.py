@@ -103,8 +103,10 @@ def _check_settings(config: DictConfig) -> None:
         raise UserError(f"outside must be a number of at least 0, got {outside!r}")
     if config.classes is not None and not OmegaConf.is_list(config.classes):
         raise UserError(f"classes must be a list of names or null, got {config.classes!r}")
-    if config.background is not None and not isinstance(config.background, str | int):
-        raise UserError(f"background must be a class's name or null, got {config.background!r}")
+    background = config.background
+    is_name = isinstance(background, str | int) and str(background).split() and len(str(background).splitlines()) == 1
+    if background is not None and not is_name:
+        raise UserError(f"background must be a class's name or null, got {background!r}")
 
 
 def _check_free(output: Path, target: Path) -> None:

@@ -72,8 +72,9 @@ def explain(error: Exception) -> tuple[str, int] | None:
         line = f"another process of this run has ended or cannot be reached: see what it said ({message})"
         return line, TRY_AGAIN
     if isinstance(cause, OSError):
-        where = f"{shown(os.fsdecode(cause.filename))}: " if isinstance(cause.filename, str | bytes) else ""
-        line = f"{where}{cause.strerror or message}"
+        names = [name for name in (cause.filename, cause.filename2) if isinstance(name, str | bytes)]  # of a copy both
+        where = " -> ".join(str(shown(os.fsdecode(name))) for name in names)
+        line = f"{where}{': ' if where else ''}{cause.strerror or message}"
         if is_passing(cause):
             return f"{line}; when that is mended, give the command again", TRY_AGAIN
         return line, FAILED

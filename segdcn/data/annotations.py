@@ -133,8 +133,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no JSON that can be read: {error}") from error
     if isinstance(content, dict) and ("shapes" in content or {"images", "annotations"} <= content.keys()):
         return content
-    held = f"it holds {', '.join(map(str, list(content)[:5])) or 'nothing'}" if isinstance(content, dict) else "a list"
-    lacks = [key for key in ("images", "annotations") if isinstance(content, dict) and key not in content]
+    keys = list(content) if isinstance(content, dict) else None
+    held = "it is no object" if keys is None else f"it holds {', '.join(map(str, keys[:5])) or 'nothing'}"
+    lacks = [key for key in ("images", "annotations") if keys is not None and key not in keys]
     raise DataError(
         f"{path} is neither COCO's JSON, which has images, annotations and categories, nor labelme's, which has shapes:"
         f" {held}{f', and lacks {lacks[0]}' if len(lacks) == 1 else ''}"
@@ -151,7 +152,9 @@ def _read_coco(
     categories: dict[Any, str] = {}
     for entry in _entries(file, content, "categories", found):
         with _told(found, f"{file}: category {entry.get('id')}"):
-            categories[_id(entry, "id")] = _name(_value(entry, "name", str))
+            if (number := _id(entry, "id")) in categories:
+                raise UserError("stands there twice")
+            categories[number] = _name(_value(entry, "name", str))
     if found.problems:  # each annotation would be of a category that is not there
         return found
     by_id = sorted(categories, key=lambda one: (isinstance(one, str), one))
@@ -239,8 +242,9 @@ def _labelme_image(file: Path, content: Mapping[str, Any], root: Path, image_roo
         paths = [file.parent / given, file.parent / name]
     else:
         paths = [image_root / below / name, image_root / name]
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    size = (height, width) if isinstance(height, int) and isinstance(width, int) else None  # early versions tell none
+    keys = ("imageHeight", "imageWidth")
+    told = any(content.get(key) is not None for key in keys)  # early versions tell none
+    size = (_value(content, keys[0], int), _value(content, keys[1], int)) if told else None
     return _annotated_image(paths, (below / name).as_posix(), size, drawn_upright=True)
 
 
@@ -325,14 +329,17 @@ def _id(entry: Mapping[str, Any], key: str) -> int | str:
 
 def _name(text: str) -> str:
     """A class's name as a line of classes.txt."""
-    return " ".join(text.split()) or text.encode("unicode_escape").decode()
+    name = " ".join(text.replace("\ufeff", " ").split())
+    if not name:  # a blank line there would be passed over, and each class after it be another
+        raise UserError(f"has a name that is blank: {text!r}")
+    return name
 
 
 def _points(value: Any) -> Points:
     """Corners, of [x, y, x, y, ...] or [[x, y], ...]."""
     try:
         points = np.array(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.full((1, 1), np.nan)
     if points.ndim == 1 and len(points) % 2 == 0:
         points = points.reshape(-1, 2)

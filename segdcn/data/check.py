@@ -32,6 +32,7 @@ class SplitReport:
     split: str
     samples: int = 0
     read: int = 0
+    unusable: str = ""  # why the whole split is
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)  # image content -> sample name
@@ -57,9 +58,9 @@ def read_splits(dataset: SegmentationDataset, workers: int, console: Console) ->
             try:
                 samples = dataset.split(name)
             except (OSError, ValueError) as error:
-                report.errors.append(f"split {name!r} cannot be used: {error}")
+                report.unusable = str(error)
             report.notes += [str(warning.message) for warning in caught]
-        if report.errors:
+        if report.unusable:
             continue
         report.samples = len(samples)
         if not samples:
@@ -160,7 +161,12 @@ def _as_it_is(item: Any) -> Any:
 
 def problems(reports: Sequence[SplitReport], class_names: Sequence[str]) -> list[str]:
     """What must be mended before a training, one line each."""
-    found = [error for report in reports for error in report.errors]
+    found = []
+    for report in reports:
+        splits = [repr(one.split) for one in reports if one.unusable == report.unusable]
+        if report.unusable and splits[0] == repr(report.split):  # what is wrong with several is told once
+            found.append(f"split{'s'[: len(splits) - 1]} {' and '.join(splits)} cannot be used: {report.unusable}")
+        found += report.errors
     for report in reports:
         if report.split in NEEDED and report.read and not report.labels.labelled:
             found.append(f"split {report.split!r} has no labelled pixel: all are {IGNORE_INDEX} (ignored)")
@@ -195,7 +201,8 @@ def tables(reports: Sequence[SplitReport], class_names: Sequence[str]) -> Iterat
     for report in reports:
         total = int(report.pixels.sum())
         share = f"{100 * report.pixels[IGNORE_INDEX] / total:.2f} %" if total else "-"
-        summary.add_row(Text(report.split), f"{report.samples:,}", f"{len(report.errors):,}", share)
+        unusable = len(report.errors) + bool(report.unusable)
+        summary.add_row(Text(report.split), f"{report.samples:,}", f"{unusable:,}", share)
         classes.add_column(Text(f"{report.split}: pixels"), justify="right")
         classes.add_column("images", justify="right")
     for k, name in enumerate(class_names):

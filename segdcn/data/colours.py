@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def read_labelmap(path: Path) -> dict[str, Color]:
         name, _, rest = line.partition(":")
         values = rest.partition(":")[0].split(",")
         where = f"{path} line {number}"
-        if not name.strip() or len(values) != 3 or not all(value.strip().isdecimal() for value in values):
+        if not name.strip() or len(values) != 3 or not all(re.fullmatch(r"\s*\d{1,9}\s*", value) for value in values):
             raise UserError(f"{where} is {line!r}: expected NAME:RED,GREEN,BLUE, such as cat:128,0,0")
         if name.strip() in colours:
             raise UserError(f"{where} names {name.strip()} again: keep one of the lines")

@@ -109,12 +109,14 @@ def draw_label(image: AnnotatedImage, names: Sequence[str], background: str | No
 def file_names(annotations: Annotations) -> list[str]:
     """The names of the images' copies: the files' own, with their folders before where two would be the same.
 
+    None begins with a dot, which would hide it from `ImageFolder`.
+
     Raises: UserError where they still are.
     """
-    own = [PurePosixPath(image.name).name for image in annotations.images]
+    own = [PurePosixPath(image.name).name.lstrip(".") for image in annotations.images]
     many = Counter(PurePosixPath(name).stem for name in own)
     names = [
-        name if many[PurePosixPath(name).stem] == 1 else image.name.strip("/").replace("/", "_")
+        name if many[PurePosixPath(name).stem] == 1 else image.name.lstrip("./").replace("/", "_")
         for name, image in zip(own, annotations.images, strict=True)
     ]
     many = Counter(PurePosixPath(name).stem for name in names)

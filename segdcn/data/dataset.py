@@ -270,9 +270,12 @@ def checked_palette(palette: Sequence[Sequence[int]] | None, num_classes: int) -
 def read_list(path: Path) -> str:
     """The text of a file that lists names: UTF-8, or whatever bytes the files' names are of."""
     try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise _as_data_error(path, error) from error
+    if "\0" in text:
+        raise DataError(f"{path} is no text in UTF-8 (perhaps UTF-16): save it as UTF-8")
+    return text
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:

@@ -168,7 +168,7 @@ class ImageFolder:
             if given:
                 raise UserError(
                     f"dataset.val_share={given:g} (given now, or when the run began) divides train, but"
-                    f" {self._lists or self.root / 'val'} says what is val: dataset.val_share=0 takes that"
+                    f" val is there, by {self._lists or self.root / 'val'}: dataset.val_share=0 takes that"
                 )
             return 0
         if "train" not in self._folders or (given is None and self._other_val):
@@ -178,7 +178,8 @@ class ImageFolder:
     @property
     def _other_val(self) -> Path | None:
         """What is meant to be val, but is not read: dividing train would pass it over in silence."""
-        meant = ("val", "valid", "validation", *(() if self._lists else (*TABLES, "val.txt")))
+        lists = ("valid.txt", "validation.txt", *(() if self._lists else (*TABLES, "val.txt")))
+        meant = ("val", "valid", "validation", *lists)
         return next((self.root / name for name in meant if (self.root / name).exists()), None)
 
     @functools.cached_property
@@ -192,7 +193,8 @@ class ImageFolder:
                 there = f" ({self._other_val} is not read as it is)" if self._other_val else ""
                 instead = f"{there}; dataset.val_share=0.2 makes a fifth of train val"
             raise UserError(
-                f"{self.root} has no split {name!r}, only {', '.join(self.splits)}: expected {LAYOUT}{instead}"
+                f"{self.root} has no split {name!r}, only {', '.join(self.splits)}:"
+                f" {f'{self._lists} lists no other' if self._lists else f'expected {LAYOUT}'}{instead}"
             )
         if self.val_share and name in ("train", "val"):
             train, val = self._divided

@@ -95,8 +95,8 @@ def run_lengths(counts: Sequence[int] | str, size: Size) -> NDArray[np.int64]:
     runs: list[int] = []
     if isinstance(counts, str):
         value = shift = 0
-        for letter in counts.encode("utf-8"):
-            bits = letter - 48
+        for letter in counts:
+            bits = ord(letter) - 48
             if not 0 <= bits < 64 or shift > 50:
                 raise UserError("has run lengths that cannot be read: they are damaged")
             value |= (bits & 31) << shift
@@ -113,6 +113,8 @@ def run_lengths(counts: Sequence[int] | str, size: Size) -> NDArray[np.int64]:
         runs = counts
     else:
         raise UserError("has run lengths (counts) that are neither whole numbers nor a text")
-    if any(run < 0 for run in runs) or sum(runs) != size[0] * size[1]:
+    if any(run < 0 for run in runs):
+        raise UserError("has run lengths below 0: they are damaged")
+    if sum(runs) != size[0] * size[1]:
         raise UserError(f"has run lengths of {sum(runs):,} pixels in an image of {size[0] * size[1]:,}")
     return np.array(runs, np.int64)

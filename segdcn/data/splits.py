@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from segdcn.data.dataset import ImageMaskPair, file_bytes, lines_of, read_list
+from segdcn.data.dataset import ImageMaskPair, file_bytes, lines_of, printable, read_list
 from segdcn.errors import MissingFileError, UserError
 
 SPLITS = ("train", "val", "test")
 LISTS = tuple(f"{name}.txt" for name in SPLITS)
-TABLES = ("splits.yaml", "splits.csv")
+TABLES = ("splits.yaml", "splits.yml", "splits.csv")
 # Roboflow names each changed copy of NAME.jpg NAME_jpg.rf.HASH.jpg
 _ROBOFLOW = re.compile(r"(.+?)(?:_(?:jpe?g|png|bmp|tiff?|webp))?\.rf\.\w+", re.IGNORECASE)
 
@@ -29,7 +29,7 @@ Listed = dict[str, list[tuple[str, str]]]  # of each split: what is listed, and 
 def listed_splits(root: Path, splits_file: str | Path | None) -> tuple[Listed, str] | None:
     """What a file lists, and what file that is in words; None where nothing is listed.
 
-    splits_file: a .yaml or .csv file; None looks for ROOT/splits.yaml, ROOT/splits.csv, and ROOT/train.txt and so on.
+    splits_file: a .yaml or .csv file; None looks for ROOT/splits.yaml, .yml and .csv, and ROOT/train.txt and so on.
 
     Raises: UserError, one line, for a file that is missing, malformed, or not the only one.
     """
@@ -37,13 +37,13 @@ def listed_splits(root: Path, splits_file: str | Path | None) -> tuple[Listed, s
         path = Path(splits_file)
         if not path.is_file():
             raise MissingFileError(f"there is no file {path}: give dataset.splits_file=PATH, a .yaml or .csv file")
-        return _checked(_table(path)), str(path)
+        return _listed_in(path), str(path)
     found = [name for name in (*TABLES, *LISTS) if _is_there(root / name)]
     tables, lists = [name for name in found if name in TABLES], [name for name in found if name in LISTS]
     if len(tables) + bool(lists) > 1:
         raise UserError(f"{root} holds {', '.join(found)}, which all say what is train and val: keep one of them")
     if tables:
-        return _checked(_table(root / tables[0])), str(root / tables[0])
+        return _listed_in(root / tables[0]), str(root / tables[0])
     if lists:
         entries = {
             name.removesuffix(".txt"): [
@@ -63,36 +63,52 @@ def _is_there(path: Path) -> bool:
 
 def _table(path: Path) -> Iterator[tuple[str, str, str]]:
     """The split, the image and the place of each line of a .yaml or .csv file."""
+    if path.suffix.lower() not in (".yaml", ".yml", ".csv"):
+        raise UserError(f"{path} must end in .yaml or .csv: dataset.splits_file lists what is train and val")
     text = read_list(path)
     if path.suffix.lower() == ".csv":
-        rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-        if not {"image", "split"} <= {*(rows.fieldnames or ())}:
-            raise UserError(f"{path} must have the columns image and split in its first line, as in image,split")
-        for row in rows:
-            yield (row["split"] or "").strip(), (row["image"] or "").strip(), f"{path} line {rows.line_num}"
-    elif path.suffix.lower() in (".yaml", ".yml"):
+        rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+        try:
+            columns = list(rows.fieldnames or ())
+            if not columns.count("image") == columns.count("split") == 1:
+                raise UserError(
+                    f"{path} must have the columns image and split in its first line, once each, as in image,split;"
+                    f" it is {printable(','.join(columns))!r}"
+                )
+            for row in rows:
+                split, image = (row["split"] or "").strip(), (row["image"] or "").strip()
+                if split or image:
+                    yield split, image, f"{path} line {rows.line_num}"
+        except csv.Error as error:
+            raise UserError(f"{path} line {rows.line_num} is no CSV: {error}") from None
+    else:
         try:
             splits = yaml.load(text, Loader=yaml.BaseLoader)  # 0012 is a name, no number
-        except yaml.YAMLError as error:
+            keys = yaml.compose(text, Loader=yaml.BaseLoader)
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         if not isinstance(splits, dict) or not all(
             isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
         ):
             raise UserError(f"{path} must list images by split, as in train: [a, b] and val: [c]")
+        if twice := [key for key, times in Counter(key.value for key, _ in keys.value).items() if times > 1]:
+            raise UserError(f"{path} lists {twice[0]} twice: make one list of them")
         for split, names in splits.items():
             if not names:
                 raise UserError(f"{path} names no image of {split}: list them, or leave {split} out")
             yield from ((split, name, f"{path}, {split}") for name in names)
-    else:
-        raise UserError(f"{path} must end in .yaml or .csv: dataset.splits_file lists what is train and val")
 
 
-def _checked(entries: Iterator[tuple[str, str, str]]) -> Listed:
+def _listed_in(path: Path) -> Listed:
     listed: Listed = defaultdict(list)
-    for split, image, where in entries:
+    for split, image, where in _table(path):
         if split not in SPLITS:
             raise UserError(f"{where}: {split!r} is no split: they are {', '.join(SPLITS)}")
+        if not image:
+            raise UserError(f"{where} names no image of {split}")
         listed[split].append((image, where))
+    if not listed:
+        raise UserError(f"{path} names no image: list what is train and val, or remove the file")
     return dict(listed)
 
 
@@ -104,16 +120,29 @@ def splits_of_stems(listed: Listed, images: Mapping[str, Path], suffixes: Sequen
     Raises: UserError, one line, for an entry that means none of them, or one that was listed before.
     """
     split_of: dict[str, str] = {}
+    missing = []
     for split, entries in listed.items():
         for entry, where in entries:
             stem = _stem(entry, images, suffixes)
             if stem is None:
-                folder = next(iter(images.values())).parent
-                raise MissingFileError(f"{where}: there is no image {entry} in {folder}")
+                missing.append((entry, where))
+                continue
             if stem in split_of:
                 raise UserError(f"{where}: {stem} is in {split_of[stem]} already: list each image once")
             split_of[stem] = split
+    if missing:
+        (entry, where), folder = missing[0], next(iter(images.values())).parent
+        wanted = {_loosely(entry), _loosely(PurePosixPath(entry.replace("\\", "/")).stem)}
+        alike = [stem for stem in images if _loosely(stem) in wanted]
+        meant = f", but {alike[0]}: list it as that" if alike else ""
+        others = f" ({len(missing) - 1:,} more that are listed are not there)" if len(missing) > 1 else ""
+        raise MissingFileError(f"{where}: there is no image {printable(entry)} in {folder}{meant}{others}")
     return split_of
+
+
+def _loosely(name: str) -> str:
+    """Alike for what a list made with a program may have lost: zeros before a number, capitals."""
+    return name.lstrip("0").casefold()
 
 
 def _stem(entry: str, stems: Mapping[str, Path], suffixes: Sequence[str]) -> str | None:

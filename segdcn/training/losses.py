@@ -79,8 +79,10 @@ class SegmentationLoss(nn.Module):
                 f"class_weights must be one number a class, {', '.join(RULES)} or null, got {class_weights!r}"
                 " (in Python the rules are segdcn.data.class_weights)"
             )
-        if class_weights is not None and not all(0.0 <= weight < float("inf") for weight in class_weights):
-            raise UserError(f"class_weights must be finite and not negative, got {list(class_weights)}")
+        if class_weights is not None and not (
+            all(0.0 <= weight < float("inf") for weight in class_weights) and any(class_weights)
+        ):
+            raise UserError(f"class_weights must be finite, not negative and not all 0, got {list(class_weights)}")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.ohem_fraction, self.ohem_threshold = ohem_fraction, ohem_threshold

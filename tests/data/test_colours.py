@@ -205,6 +205,8 @@ def test_class_names_choose_the_order_and_what_is_no_class_is_ignored(root: Path
         ("a:0,0,0::\nb 1,0,0\n", "labelmap.txt line 2 is 'b 1,0,0': expected"),
         ("a:0,0,0\n:1,0,0\n", "labelmap.txt line 2 is ':1,0,0': expected"),
         ("a:0,0,0\nb:-1,0,0\n", "labelmap.txt line 2 is 'b:-1,0,0': expected"),
+        (f"a:0,0,0\nb:{'9' * 5000},0,0\n", "labelmap.txt line 2 is 'b:9999"),
+        ("a:0,0,0\0\n", "labelmap.txt is no text in UTF-8"),
         ("a:0,0,0\nb:1,0,256\n", "labelmap.txt line 2: the colour of b must be three numbers 0..255"),
     ],
 )

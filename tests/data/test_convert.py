@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from running import call, process, waiting
 
 from segdcn.commands.data import main
+from segdcn.data import ImageFolder
 from segdcn.data.dataset import ImageMaskFiles, ImageMaskPair
 
 HEIGHT, WIDTH = 40, 60
@@ -323,6 +325,28 @@ def test_a_class_of_another_split_alone_is_kept(
     assert (tmp_path / "out/classes.txt").read_text() == "background\ncat\ndog\n"
 
 
+def test_no_copy_has_a_name_that_hides_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, wanted = coco()["images"], [".a.png", "../x/b.png", "../y/b.png", "c.png"]
+    for image, name in zip(images, wanted, strict=True):
+        image["file_name"] = name
+        photo(root / "photos" / name, image["id"])
+    (root / "all.json").write_text(json.dumps(coco(images=images)))
+    assert convert(capsys, *GIVEN)[0] == 0
+    assert {pair.name for pair in ImageFolder("out").split("train").pairs} <= {"a", "x_b", "y_b", "c"}
+    assert sum(len(ImageFolder("out").split(name)) for name in ("train", "val")) == 4
+
+
+def test_a_full_disk_is_told_of_the_copy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(source: Path, copy: Path) -> None:
+        raise OSError(28, "No space left on device", str(source), None, str(copy))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    status, _, (error,) = convert(capsys, *GIVEN, "link=false")
+    assert (status, "photos/1.png -> " in error, "/images/1.png: No space left" in error) == (75, True, True), error
+
+
 def test_files_of_one_name_in_several_folders_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -344,11 +368,19 @@ def test_files_of_one_name_in_several_folders_are_told_apart(
 
 FILES = {
     "broken off": (json.dumps(coco())[:-40], "all.json is no JSON that can be read"),
-    "a list": ("[1, 2]", "all.json is neither COCO's JSON, .*: a list"),
+    "a list": ("[1, 2]", "all.json is neither COCO's JSON, .*: it is no object"),
     "no images": ('{"annotations": []}', "all.json is neither COCO's JSON, .*: it holds annotations, and lacks images"),
     "other keys": ('{"version": 1}', "all.json is neither COCO's JSON, .*: it holds version"),
     "no categories": (json.dumps(coco(categories=None)), "all.json has no list of categories"),
     "no name": (json.dumps(coco(categories=[{"id": 4, "name": ""}])), "all.json: category 4 has no name"),
+    "a blank name": (
+        json.dumps(coco(categories=[{"id": 4, "name": " \ufeff"}])),
+        "all.json: category 4 has a name that",
+    ),
+    "two of one id": (
+        json.dumps(coco(categories=[{"id": 4, "name": "dog"}, {"id": 4, "name": "cat"}])),
+        "all.json: category 4 stands there twice",
+    ),
     "no entries": (json.dumps(coco(images=[], annotations=[])), "all.json lists no image"),
 }
 
@@ -390,11 +422,14 @@ ANNOTATIONS: list[tuple[dict[str, Any], str]] = [
     (polygon(1, 2, 3, 4, 5), "has points that are not pairs of numbers"),
     (polygon("a", 2, 3, 4), "has points that are not pairs of numbers"),
     (polygon(1, 2, 3, float("nan"), 5, 6), "has points that are not pairs of numbers"),
+    (polygon(1, 2, 3, 10**400, 5, 6), "has points that are not pairs of numbers"),
     (polygon(1, 2, [3, 4], 5), "has points that are not pairs of numbers"),
     ({"segmentation": "x"}, "has a segmentation that is neither polygons nor run lengths"),
     (runs([2400], (60, 40)), r"has run lengths of size \[60, 40\], and its image 1.png is \[40, 60\]"),
     (runs([5, 6]), "has run lengths of 11 pixels in an image of 2,400"),
+    (runs([2401, -1]), "has run lengths below 0"),
     (runs("\n"), "has run lengths that cannot be read"),
+    (runs("\ud800"), "has run lengths that cannot be read"),
 ]
 
 
@@ -444,6 +479,8 @@ def test_each_wrong_image_is_a_line(root: Path, capsys: pytest.CaptureFixture[st
         ((*GIVEN, "classes=[cat,cow]"), "asks for cow, which no annotation names: there are dog, cat"),
         ((*GIVEN, "classes=[cat,cat]"), "names a class twice"),
         ((*GIVEN, "classes=[cat]", "background=null"), "there are 1 classes"),
+        ((*GIVEN, "background="), "background must be a class's name"),
+        ((*GIVEN, 'background=" "'), "background must be a class's name"),
         ((*GIVEN, "outside=x"), "outside must be a number"),
         pytest.param((*GIVEN, "link=3"), "link must be true or false", marks=pytest.mark.slow),
         pytest.param(("output=out",), "annotations must be given", marks=pytest.mark.slow),
@@ -470,9 +507,10 @@ def test_labelme_faults_name_file_and_shape(root: Path, capsys: pytest.CaptureFi
     labelme(root / "drawn/3.json", "3.png", size=(WIDTH, HEIGHT))
     (root / "drawn/4.json").write_text("{}")
     (root / "drawn/5.json").write_text(json.dumps(coco()))
+    labelme(root / "drawn/7.json", "1.png", size=(HEIGHT + 0.5, WIDTH))
     labelme(root / "drawn/6.json", "5.png", {"label": "", "points": []}, shape("dog", DOG))
     status, shown, errors = convert(capsys, "annotations=drawn", "image_root=photos", "output=out")
-    assert (status, shown) == (1, "8 problem(s), nothing was written\n")
+    assert (status, shown) == (1, "9 problem(s), nothing was written\n")
     for error, part in zip(
         errors,
         (
@@ -484,6 +522,7 @@ def test_labelme_faults_name_file_and_shape(root: Path, capsys: pytest.CaptureFi
             "4.json is neither",
             "5.json is COCO's JSON and lies among labelme's",
             "6.json: shape 0 () has no label",
+            "7.json: has no imageHeight, which must be a whole number",
         ),
         strict=True,
     ):

@@ -121,6 +121,29 @@ def test_images_that_no_list_names_are_left_out_and_said(root: Path) -> None:
         ({"splits.csv": "name,split\na,train\n"}, "splits.csv must have the columns image and split"),
         ({"splits.csv": ""}, "splits.csv must have the columns image and split"),
         ({"splits.csv": "image,split\na,train\nb\n"}, "splits.csv line 3: '' is no split"),
+        (
+            {"splits.csv": "image;split\na;train\n"},
+            "in its first line, once each, as in image,split; it is 'image;split'",
+        ),
+        ({"splits.csv": "image,split,split\na,train,val\n"}, "it is 'image,split,split'"),
+        ({"splits.csv": "image,split\n"}, "splits.csv names no image: list what is train and val"),
+        ({"splits.csv": "image,split\n,train\n"}, "splits.csv line 2 names no image of train"),
+        ({"splits.csv": 'image,split\n"a,train\nb,val\n'}, "splits.csv line 1 is no CSV: unexpected end of data"),
+        ({"splits.csv": f"image,split\n{'x' * 200_000},train\n"}, "splits.csv line 1 is no CSV: field larger than"),
+        ({"splits.yaml": "{}"}, "splits.yaml names no image: list what is train and val"),
+        ({"splits.yaml": "train: [a]\ntrain: [c]\nval: [b]\n"}, "splits.yaml lists train twice"),
+        ({"splits.yaml": f"train: {'[' * 3000}"}, "splits.yaml is no YAML: "),
+        ({"splits.yml": "train: [a, z]\nval: [b]\n"}, "splits.yml, train: there is no image z"),
+        (
+            {"train.txt": "y\na\nz\n", "val.txt": "b"},
+            "no image y in data/images (1 more that are listed are not there)",
+        ),
+        (
+            {"train.txt": "images/A.PNG\n", "val.txt": "b"},
+            "no image images/A.PNG in data/images, but a: list it as that",
+        ),
+        ({"train.txt": "a\0\n", "val.txt": "b"}, "data/train.txt is no text in UTF-8"),
+        ({"val.txt": "b"}, "data has no split 'train', only val: data/val.txt lists no other"),
     ],
 )
 def test_lists_that_cannot_be_are_one_line(root: Path, files: dict[str, str], words: str) -> None:
@@ -129,6 +152,36 @@ def test_lists_that_cannot_be_are_one_line(root: Path, files: dict[str, str], wo
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         ImageFolder("data", ["a", "b"]).split("train")
     assert "\n" not in str(error.value)
+
+
+def test_numbers_that_lost_their_zeros_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path, ["001", "002", "010"])
+    (root / "classes.txt").write_text("a\nb\n")
+    (root / "splits.yaml").write_text("train: [1, 10]\nval: [2]\n")
+    assert call(check, "check", "workers=0", "dataset=folder", f"dataset.root={root}", "picture=null") == 1
+    line = one_line(capsys.readouterr().err)
+    assert "error: splits 'train' and 'val' cannot be used: " in line
+    assert line.endswith(
+        f"no image 1 in {root}/images, but 001: list it as that (2 more that are listed are not there)"
+    )
+
+
+def test_rows_and_files_that_say_nothing(root: Path) -> None:
+    (root / "splits.csv").write_text("image,split\n,\n\na,train\n,\nb,val\n")
+    with pytest.warns(UserWarning, match=r"in no split"):
+        assert names_of(ImageFolder(root)) == {"train": ["a"], "val": ["b"]}
+    (root / "splits.csv").write_bytes("image,split\na,train\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"splits\.csv is no text in UTF-8 \(perhaps UTF-16\): save it as UTF-8"):
+        ImageFolder(root)
+
+
+@pytest.mark.parametrize("name", ["valid.txt", "validation.txt"])
+def test_a_list_of_val_under_another_name_is_not_passed_over(root: Path, name: str) -> None:
+    (root / "train.txt").write_text("a\nb\nc\n")
+    (root / name).write_text("d\n")
+    dataset = ImageFolder(root, ["a", "b"])
+    with pytest.raises(ValueError, match=rf"no split 'val'.*{name} is not read as it is"):
+        dataset.split("val")
 
 
 def test_a_list_that_cannot_be_is_told_before_any_training(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -418,5 +471,5 @@ def test_a_share_beside_a_val_is_refused_and_test_is_left_as_it_is(tmp_path: Pat
     assert sorted(found["train"] + found["val"]) == list(NAMES)
     make(tmp_path / "val", ["z"])
     assert names_of(ImageFolder(tmp_path))["val"] == ["z"]
-    with pytest.raises(ValueError, match=r"dataset\.val_share=0\.3 .* divides train, but .*/val says what is val"):
+    with pytest.raises(ValueError, match=r"dataset\.val_share=0\.3 .* divides train, but val is there, by .*/val: "):
         ImageFolder(tmp_path, val_share=0.3)

@@ -295,6 +295,7 @@ def test_class_weights_must_fit_the_network() -> None:
         {"region_weight": -1.0},
         {"label_smoothing": 1.0},
         {"label_smoothing": -0.1},
+        {"class_weights": [0.0, 0.0]},
         {"class_weights": [1.0, -1.0]},
         {"class_weights": [1.0, float("nan")]},
     ],
