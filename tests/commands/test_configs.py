@@ -279,6 +279,8 @@ JOBS = {
     "modern_cityscapes": 18,
     "shapes_layers": 15,
     "shapes_atrous": 12,
+    "camvid_layers": 12,
+    "camvid_layers_long": 12,
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from miniatures import make_cityscapes, make_sbd, make_voc
 from PIL import Image
-from running import BARE, call, one_line, process
+from running import BARE, call, make_camvid, one_line, process
 
 from segdcn.commands import train
 from segdcn.commands.compose import CONFIG_PATH
@@ -27,6 +27,7 @@ from segdcn.sweep.plan import Job, Sweep, read_sweep
 NO_GRID = ("default", "shapes_optuna")  # of the second see test_search.py
 SWEEPS = sorted(path.stem for path in (Path(CONFIG_PATH) / "sweep").glob("*.yaml") if path.stem not in NO_GRID)
 JOBS = {"shapes_layers": 15, "shapes_atrous": 12, "modern_voc": 18, "modern_cityscapes": 18}
+JOBS |= {"camvid_layers": 12, "camvid_layers_long": 12}
 # epochs of one second, without what makes a run's folder large
 TINY = tuple(setting for setting in BARE if not setting.startswith("trainer.max_epochs"))
 
@@ -55,6 +56,9 @@ def test_every_sweep_is_planned_whole(planned: list[Sweep], name: str) -> None:
         data = ["dataset.root=data", f"dataset.sbd_root={sbd}"]
     elif name.endswith("cityscapes"):
         make_cityscapes(Path("data"))
+        data = ["dataset.root=data"]
+    elif name.startswith("camvid"):
+        make_camvid(Path("data"))
         data = ["dataset.root=data"]
     assert call(train.main, f"sweep={name}", *data) == 1  # no job of it has a figure
     (sweep,) = planned
