@@ -83,15 +83,16 @@ def _table(path: Path) -> Iterator[tuple[str, str, str]]:
             raise UserError(f"{path} line {rows.line_num} is no CSV: {error}") from None
     else:
         try:
-            splits = yaml.load(text, Loader=yaml.BaseLoader)  # 0012 is a name, no number
-            keys = yaml.compose(text, Loader=yaml.BaseLoader)
+            loader = yaml.BaseLoader(text)  # to which 0012 is a name, no number
+            tree = loader.get_single_node()
+            splits = None if tree is None else loader.construct_document(tree)
         except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         if not isinstance(splits, dict) or not all(
             isinstance(names, list) and all(isinstance(name, str) for name in names) for names in splits.values()
         ):
             raise UserError(f"{path} must list images by split, as in train: [a, b] and val: [c]")
-        if twice := [key for key, times in Counter(key.value for key, _ in keys.value).items() if times > 1]:
+        if twice := [key for key, times in Counter(key.value for key, _ in tree.value).items() if times > 1]:
             raise UserError(f"{path} lists {twice[0]} twice: make one list of them")
         for split, names in splits.items():
             if not names:
