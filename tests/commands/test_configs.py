@@ -32,10 +32,10 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
 def given(name: str, root: object) -> tuple[str, ...]:
-    """What a recipe on that data set must be told."""
-    dataset = name.partition("_")[0]
-    where = (f"dataset.root={root}",) if dataset in ("camvid", "voc", "cityscapes", "finetune") else ()
-    return (*where, f"dataset.sbd_root={root}") if dataset == "voc" else where
+    """What a recipe or a sweep must be told of its data set, which its name tells."""
+    parts = name.split("_")
+    where = (f"dataset.root={root}",) if {"camvid", "voc", "cityscapes", "finetune"} & {*parts} else ()
+    return (*where, f"dataset.sbd_root={root}") if "voc" in parts else where
 
 
 # what a user must say; a name, since only a command knows which options were chosen
@@ -47,7 +47,7 @@ REQUIRED = {
     "dataset=voc": ("dataset.root=x",),
     "dataset=voc_aug": ("dataset.root=x", "dataset.sbd_root=x"),
     **{f"experiment={name}": given(name, "x") for name in EXPERIMENTS},
-    **{f"sweep={name}": given(name.partition("_")[2], "x") for name in SWEEPS},
+    **{f"sweep={name}": given(name, "x") for name in SWEEPS},
 }
 
 # Arguments that the program itself passes, not the config.
