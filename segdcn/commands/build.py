@@ -57,12 +57,12 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
         least, most = int(np.argmin(weights)), int(np.argmax(weights))
         names = dataset.class_names
         lines.append(f"weights  {rule}: {weights[least]:g} ({names[least]}) to {weights[most]:g} ({names[most]})")
-    on_cpu = model.get("backbone") == "auto" and not _on_gpu(config.trainer)
-    if model.get("backbone") == "auto":
-        model.backbone = ON_CPU if on_cpu else ON_GPU
+    by_machine = model.get("backbone") == "auto"
+    if by_machine:
+        model.backbone = ON_GPU if _on_gpu(config.trainer) else ON_CPU
     if model.get("head") == "auto":
         model.head = LIGHT_HEAD if model.backbone == ON_CPU else "v3plus"
-    if on_cpu:
+    if by_machine and model.backbone == ON_CPU:
         lines.append(
             f"light    {ON_CPU} and the head {model.head}, since this is a CPU (on a GPU {ON_GPU} and v3plus);"
             " model.backbone=NAME takes another"

@@ -28,6 +28,7 @@ from segdcn.data.polygons import Patch, Points, Size, disc_pixels, polygon_pixel
 from segdcn.errors import MissingFileError, UserError, is_lasting
 
 IGNORED_LABEL = "__ignore__"  # labelme's word
+FARTHEST = 1e7  # pixels; what is farther is no coordinate
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 256, 257  # EXIF's and TIFF's tags
 _INVERSE = {6: 8, 8: 6}  # of the other orientations: themselves
 
@@ -97,9 +98,9 @@ def read_annotations(
     if image_root is not None and not image_root.is_dir():
         raise MissingFileError(f"there is no folder {image_root}: give that of the images with image_root=PATH")
     files = _json_files(path)
-    first = _load(files[0])
-    if len(files) == 1 and "shapes" not in first:
-        found = _read_coco(files[0], first, image_root or files[0].parent, outside, ignore_crowd)
+    only = _load(files[0]) if len(files) == 1 else {"shapes": []}  # COCO's is one file, labelme's are any number
+    if "shapes" not in only:
+        found = _read_coco(files[0], only, image_root or files[0].parent, outside, ignore_crowd)
     else:
         found = _read_labelme(files, path if path.is_dir() else path.parent, image_root, outside)
     taken = {one.path.resolve() for one in found.images}
@@ -108,6 +109,9 @@ def read_annotations(
         found.strangers += sum(one.resolve() not in taken for one in beside if not one.name.startswith("."))
     if not found.images and not found.problems:
         found.problems.append(f"{path} lists no image")
+    if not found.class_names and found.left_out and not found.problems:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in found.left_out.most_common())
+        found.problems.append(f"{path} has no annotation that can be drawn: all are left out, {reasons}")
     return found
 
 
@@ -345,6 +349,8 @@ def _points(value: Any) -> Points:
         points = points.reshape(-1, 2)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise UserError("has points that are not pairs of numbers")
+    if (np.abs(points) > FARTHEST).any():
+        raise UserError(f"has a point at {np.abs(points).max():.3g} pixels, which is in no image")
     return points
 
 

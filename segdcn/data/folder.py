@@ -22,6 +22,7 @@ from segdcn.data.dataset import (
     passed_over,
 )
 from segdcn.data.splits import (
+    LISTS,
     SPLITS,
     TABLES,
     Listed,
@@ -98,6 +99,10 @@ class ImageFolder:
         self._lists = ""
         self._folders = self._found_folders(splits_file)
         self.val_share = self._checked_share(val_share)
+        if not self.val_share and (group_by is not None or split_seed):
+            key = "split_seed" if group_by is None else "group_by"
+            why = f"{self._lists or self.root / 'val'} says what is val" if "val" in self._folders else "no val is made"
+            raise UserError(f"dataset.{key} is of how train is divided, which it is not, since {why}: leave it out")
         self.splits = [name for name in SPLITS if name in self._folders or (name == "val" and self.val_share)]
 
         self.colours, self._source = self._colours(colours)
@@ -145,6 +150,11 @@ class ImageFolder:
         """Where the images of each split are, those that are listed and those that are divided together."""
         by_split = {name: self.root / name for name in SPLITS if (self.root / name / "images").is_dir()}
         if by_split and splits_file is None:
+            if beside := [name for name in (*TABLES, *LISTS) if (self.root / name).exists()]:
+                warnings.warn(
+                    f"{self.root / beside[0]} is not read: the folders {', '.join(by_split)} say what is in each split",
+                    stacklevel=3,
+                )
             return by_split
         if not (self.root / "images").is_dir():
             if not self.root.is_dir():

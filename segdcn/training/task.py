@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -180,6 +182,15 @@ class SegmentationTask(pl.LightningModule):
         self.mean_loss.reset()
 
     # --- checkpoint -------------------------------------------------------------------------------------------
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "averaging_state" not in checkpoint or self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if not any(isinstance(callback, WeightAveraging) for callback in cast(Any, self.trainer).callbacks):
+            raise UserError(
+                "the weights of this checkpoint are an average, from which a training would go on otherwise than it"
+                " began: leave callbacks.ema in when it is resumed"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["segdcn"] = {"format": FORMAT, **(self.description or self._own_description())}

@@ -423,6 +423,7 @@ ANNOTATIONS: list[tuple[dict[str, Any], str]] = [
     (polygon("a", 2, 3, 4), "has points that are not pairs of numbers"),
     (polygon(1, 2, 3, float("nan"), 5, 6), "has points that are not pairs of numbers"),
     (polygon(1, 2, 3, 10**400, 5, 6), "has points that are not pairs of numbers"),
+    (polygon(1, 2, 3, -1e308, 5, 6), r"has a point at 1e\+308 pixels, which is in no image$"),
     (polygon(1, 2, [3, 4], 5), "has points that are not pairs of numbers"),
     ({"segmentation": "x"}, "has a segmentation that is neither polygons nor run lengths"),
     (runs([2400], (60, 40)), r"has run lengths of size \[60, 40\], and its image 1.png is \[40, 60\]"),
@@ -501,6 +502,9 @@ def test_more_lies_outside_where_that_is_asked(root: Path, capsys: pytest.Captur
 
 
 def test_labelme_faults_name_file_and_shape(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "drawn").mkdir()
+    (root / "drawn/.0.json").write_text("hidden")
+    (root / "drawn/00.json").write_text("{")
     labelme(root / "drawn/0.json", "0.png", shape("dog", DOG))
     labelme(root / "drawn/1.json", "1.png", shape("dog", [0, 0, 99, 9], "rectangle"), shape("cat", [1, 2], "circle"))
     labelme(root / "drawn/2.json", "2.png", shape("dog", [5, 5, 9, 9], "mask", mask="AAAA"))
@@ -510,11 +514,12 @@ def test_labelme_faults_name_file_and_shape(root: Path, capsys: pytest.CaptureFi
     labelme(root / "drawn/7.json", "1.png", size=(HEIGHT + 0.5, WIDTH))
     labelme(root / "drawn/6.json", "5.png", {"label": "", "points": []}, shape("dog", DOG))
     status, shown, errors = convert(capsys, "annotations=drawn", "image_root=photos", "output=out")
-    assert (status, shown) == (1, "9 problem(s), nothing was written\n")
+    assert (status, shown) == (1, "10 problem(s), nothing was written\n")
     for error, part in zip(
         errors,
         (
             "0.json: has no file photos/0.png",
+            "00.json is no JSON that can be read",
             "1.json: shape 0 (dog) reaches 39 pixels beyond its image 1.png",
             "1.json: shape 1 (cat) is a circle of 1 points",
             "2.json: shape 0 (dog) has a mask that cannot be read as an image",
@@ -528,6 +533,13 @@ def test_labelme_faults_name_file_and_shape(root: Path, capsys: pytest.CaptureFi
     ):
         assert f"error: drawn/{part}" in error
     assert not (root / "out").exists()
+
+
+def test_labelme_without_an_area_says_what_was_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelme(root / "drawn/1.json", "1.png", shape("dog", [1, 2, 3, 4], "line"), shape("cat", [1, 2], "point"))
+    status, _, (error,) = convert(capsys, "annotations=drawn", "image_root=photos", "output=out")
+    words = "error: drawn has no annotation that can be drawn: all are left out, 1 that are no area (line), 1 that are"
+    assert (status, error.startswith(words)) == (1, True), error
 
 
 def test_many_problems_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -402,11 +402,29 @@ def test_what_a_run_settled_is_held_against_what_is_there_later(root: Path, caps
         ({"val_share": 0}, "has no split 'val', only train: expected ROOT/train/images"),
         ({"group_by": "(a"}, "dataset.group_by must be a regular expression, got '(a'"),
         ({"group_by": "[a-f]*()"}, "6 image(s) of one source cannot be divided"),
+        ({"group_by": "(.)", "val_share": 0}, "dataset.group_by is of how train is divided, which it is not, since no"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(root: Path, setting: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         ImageFolder(root, **setting).split("val")
+
+
+def test_settings_of_the_division_are_refused_where_val_is_there(root: Path) -> None:
+    (root / "val.txt").write_text("b")
+    (root / "train.txt").write_text("a")
+    words = r"dataset\.split_seed is of how train is divided, which it is not, since .*val\.txt says what is val"
+    with pytest.raises(ValueError, match=words):
+        ImageFolder(root, split_seed=1)
+
+
+def test_a_list_beside_folders_of_splits_is_told_of(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        make(tmp_path / split)
+    (tmp_path / "val.txt").write_text("a")
+    with pytest.warns(UserWarning, match=r"val\.txt is not read: the folders train, val say what is in each split$"):
+        dataset = ImageFolder(tmp_path, ["x", "y"])
+    assert len(dataset.split("val")) == len(NAMES)
 
 
 def test_one_image_is_train_and_a_training_says_that_it_lacks_val(
@@ -444,6 +462,7 @@ def test_a_pattern_on_the_command_line_keeps_tiles_together(tmp_path: Path, caps
     assert found.endswith("(but dataset.group_by does not match 4 file(s) (s5_0_0, s5_0_512, s5_512_0, ...))")
 
 
+@pytest.mark.filterwarnings("ignore:.*is not read")
 @pytest.mark.parametrize("other", ["val/pictures", "valid/images", "validation/images", "splits.csv", "val.txt"])
 def test_train_is_not_divided_where_something_else_is_meant_to_be_val(tmp_path: Path, other: str) -> None:
     make(tmp_path / "train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,15 @@ def test_run_stopped_within_an_epoch_ends_like_the_uninterrupted_one(whole: tupl
     assert saved(tmp_path)["global_step"] == 6
     assert call(main, f"resume={tmp_path}") == 0
     assert_same(tmp_path, whole[0])
+
+
+def test_an_averaged_run_does_not_go_on_without_its_average(
+    whole: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    capsys.readouterr()
+    assert call(main, f"resume={run}", "trainer.max_epochs=4", "callbacks.ema=null") == 1
+    assert "leave callbacks.ema in when it is resumed" in one_line(capsys.readouterr().err)
 
 
 def assert_same(run: Path, whole: Path) -> None:
