@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn.errors import UserError
@@ -25,6 +26,7 @@ HEADS = ("paper", "aspp", "v3plus", "fpn")
 class DeepLab(nn.Module):
     """A semantic segmentation network; ``auxiliary`` scores the features before the last stage, for training.
 
+    input_scale: factor by which an image is enlarged before the backbone sees it; the logits have the image's size.
     settings: what ``build_deeplab`` was called with, for a checkpoint that is to build it again.
 
     Shape: image (N, 3, H, W), normalised -> logits (N, K, H, W).
@@ -32,22 +34,32 @@ class DeepLab(nn.Module):
 
     settings: Mapping[str, Any] | None = None
 
-    def __init__(self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None, input_scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.input_scale = input_scale
         self.backbone = backbone
         self.head = head
         self.auxiliary = auxiliary
 
     def forward(self, image: Tensor) -> Tensor:
-        return resize(self.head(self.backbone(image)), image.shape[-2:])
+        return resize(self.head(self.features(image)), image.shape[-2:])
 
     def training_logits(self, image: Tensor) -> list[Tensor]:
         """All that a training compares with the truth, (N, K, H, W) each: the logits, then the auxiliary head's."""
-        features: Features = self.backbone(image)
+        features = self.features(image)
         scores = [self.head(features)]
         if self.auxiliary is not None:
             scores.append(self.auxiliary(features.middle))
         return [resize(each, image.shape[-2:]) for each in scores]
+
+    def features(self, image: Tensor) -> Features:
+        """What the heads see of an image."""
+        if self.input_scale != 1:
+            image = F.interpolate(image, scale_factor=self.input_scale, mode="bilinear", align_corners=False)
+        features: Features = self.backbone(image)
+        return features
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ def build_deeplab(
     frozen_batch_norm: bool = False,
     frozen_stages: int = 0,
     torchvision_dilation: bool = False,
+    input_scale: float = 1.0,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
@@ -97,6 +110,9 @@ def build_deeplab(
     frozen_batch_norm: the backbone's batch norms are constants, see ``freeze_batch_norm``; for pretrained weights.
     frozen_stages: how many of the backbone's first stages do not learn; 1 is the stem and the first stage, see
     ``freeze_stages``.
+    input_scale: factor, 1 or more, by which an image is enlarged within the network. Thin things in small images then
+    span more cells, as with a smaller output stride, but as large as the pretrained filters know them. The cost grows
+    with its square; crops that shrink as much keep that of a training step.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
@@ -112,6 +128,9 @@ def build_deeplab(
             "deform.layers must be 0 or more and deform.offset_groups 1 or more, "
             f"got {deform.layers} and {deform.offset_groups}"
         )
+
+    if not 1 <= input_scale < float("inf"):
+        raise UserError(f"input_scale must be 1 or more, a factor of the image's size, got {input_scale}")
 
     read = None if weights in (None, "imagenet") else read_weights(str(weights))
     if read is not None and "classifier.0.convs.0.0.weight" in read.tensors:
@@ -136,7 +155,8 @@ def build_deeplab(
     else:
         channels = (body.out_channels, body.low_level_channels)
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
-    network = DeepLab(body, classify, FCNHead(body.middle_channels, num_classes) if auxiliary else None)
+    second = FCNHead(body.middle_channels, num_classes) if auxiliary else None
+    network = DeepLab(body, classify, second, input_scale)
     if read is not None and whole:
         load_weights(network, read)
     network.settings = {
