@@ -26,7 +26,8 @@ HEADS = ("paper", "aspp", "v3plus", "fpn")
 class DeepLab(nn.Module):
     """A semantic segmentation network; ``auxiliary`` scores the features before the last stage, for training.
 
-    input_scale: factor by which an image is enlarged before the backbone sees it; the logits have the image's size.
+    evaluation_scale: factor by which ``forward`` enlarges an image before the backbone sees it; the logits have the
+        image's size. ``training_logits`` takes what a training's transform has enlarged.
     settings: what ``build_deeplab`` was called with, for a checkpoint that is to build it again.
 
     Shape: image (N, 3, H, W), normalised -> logits (N, K, H, W).
@@ -35,31 +36,27 @@ class DeepLab(nn.Module):
     settings: Mapping[str, Any] | None = None
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None, input_scale: float = 1.0
+        self, backbone: Backbone, head: nn.Module, auxiliary: nn.Module | None = None, evaluation_scale: float = 1.0
     ) -> None:
         super().__init__()
-        self.input_scale = input_scale
+        self.evaluation_scale = evaluation_scale
         self.backbone = backbone
         self.head = head
         self.auxiliary = auxiliary
 
     def forward(self, image: Tensor) -> Tensor:
-        return resize(self.head(self.features(image)), image.shape[-2:])
+        size = image.shape[-2:]
+        if self.evaluation_scale != 1:
+            image = F.interpolate(image, scale_factor=self.evaluation_scale, mode="bilinear", align_corners=False)
+        return resize(self.head(self.backbone(image)), size)
 
     def training_logits(self, image: Tensor) -> list[Tensor]:
         """All that a training compares with the truth, (N, K, H, W) each: the logits, then the auxiliary head's."""
-        features = self.features(image)
+        features: Features = self.backbone(image)
         scores = [self.head(features)]
         if self.auxiliary is not None:
             scores.append(self.auxiliary(features.middle))
         return [resize(each, image.shape[-2:]) for each in scores]
-
-    def features(self, image: Tensor) -> Features:
-        """What the heads see of an image."""
-        if self.input_scale != 1:
-            image = F.interpolate(image, scale_factor=self.input_scale, mode="bilinear", align_corners=False)
-        features: Features = self.backbone(image)
-        return features
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ def build_deeplab(
     frozen_batch_norm: bool = False,
     frozen_stages: int = 0,
     torchvision_dilation: bool = False,
-    input_scale: float = 1.0,
+    evaluation_scale: float = 1.0,
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
@@ -110,9 +107,9 @@ def build_deeplab(
     frozen_batch_norm: the backbone's batch norms are constants, see ``freeze_batch_norm``; for pretrained weights.
     frozen_stages: how many of the backbone's first stages do not learn; 1 is the stem and the first stage, see
     ``freeze_stages``.
-    input_scale: factor, 1 or more, by which an image is enlarged within the network. Thin things in small images then
-    span more cells, as with a smaller output stride, but as large as the pretrained filters know them. The cost grows
-    with its square; crops that shrink as much keep that of a training step.
+    evaluation_scale: factor, 1 or more, by which the network enlarges an image that it evaluates, as the random scale
+    of the training (``datamodule.scale``) enlarges its crops. Thin things in small images then span more cells, as with
+    a smaller output stride, and a training step costs what it did; evaluation costs the square of the factor.
 
     Raises: ValueError or FileNotFoundError, one line, for a wrong setting or missing weights.
     """
@@ -129,8 +126,8 @@ def build_deeplab(
             f"got {deform.layers} and {deform.offset_groups}"
         )
 
-    if not 1 <= input_scale < float("inf"):
-        raise UserError(f"input_scale must be 1 or more, a factor of the image's size, got {input_scale}")
+    if not 1 <= evaluation_scale < float("inf"):
+        raise UserError(f"evaluation_scale must be 1 or more, a factor of the image's size, got {evaluation_scale}")
 
     read = None if weights in (None, "imagenet") else read_weights(str(weights))
     if read is not None and "classifier.0.convs.0.0.weight" in read.tensors:
@@ -156,7 +153,7 @@ def build_deeplab(
         channels = (body.out_channels, body.low_level_channels)
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
     second = FCNHead(body.middle_channels, num_classes) if auxiliary else None
-    network = DeepLab(body, classify, second, input_scale)
+    network = DeepLab(body, classify, second, evaluation_scale)
     if read is not None and whole:
         load_weights(network, read)
     network.settings = {

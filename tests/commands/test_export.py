@@ -334,7 +334,7 @@ def test_an_image_of_ones_own_verifies(
         ("resnet_tiny", "paper", 8, {"frozen_batch_norm": True, "deform": Deform(layers=3, offset_groups=2)}),
         ("resnet_tiny", "v3plus", 32, {"auxiliary": True, "deform": Deform(layers=2, modulated=True)}),
         ("mobilenet_v2", "aspp", 16, {"deform": Deform(layers=1, modulated=True)}),
-        ("mobilenet_v2", "fpn", 32, {"frozen_stages": 1, "deform": Deform(layers=3), "input_scale": 1.5}),
+        ("mobilenet_v2", "fpn", 32, {"frozen_stages": 1, "deform": Deform(layers=3), "evaluation_scale": 1.5}),
     ],
     ids=["plain", "paper", "v3plus", "depthwise", "fpn"],
 )
