@@ -56,7 +56,9 @@ def evaluate(config: DictConfig) -> float:
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     data = checkpoint.datamodule(dataset, plain(config.datamodule))
-    task = SegmentationTask(checkpoint.network(), dataset.class_names, checkpoint.loss())
+    task = SegmentationTask(
+        checkpoint.network(), dataset.class_names, checkpoint.loss(), channels_last=checkpoint.channels_last
+    )
     folder = Path(config.output_dir)
     task.evaluator = build_evaluator(
         config.protocol,

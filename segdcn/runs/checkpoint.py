@@ -55,6 +55,12 @@ class Checkpoint:
     def seed(self) -> int:
         return int(self.config.get("seed") or 0)
 
+    @property
+    def channels_last(self) -> bool:
+        """Whether the run's network had the channels of a pixel side by side in memory."""
+        task = self.config.get("task")
+        return isinstance(task, Mapping) and task.get("channels_last") is True
+
     def dataset(self, changes: Mapping[str, Any] | None = None) -> Any:
         """The data set of the run.
 
@@ -83,7 +89,7 @@ class Checkpoint:
         return {**saved, **given}
 
     def network(self, network: nn.Module | None = None) -> nn.Module:
-        """The network with its trained weights, in evaluation mode.
+        """The network with its trained weights and in the memory format of the run, in evaluation mode.
 
         network: built by the caller as it was for the training; None builds it from the checkpoint's settings.
 
@@ -105,6 +111,8 @@ class Checkpoint:
                 f" {misfit(network.state_dict(), weights) or one_line(error)}"
                 + ("" if self.config else "; segdcn.load(path, network=NETWORK) takes the one that was trained")
             ) from error
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
         return network.eval()
 
     def predictor(

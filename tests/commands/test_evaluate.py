@@ -17,6 +17,7 @@ from miniatures import make_cityscapes, make_voc
 from PIL import Image
 from running import BARE, call, compose, make_camvid, one_line, process
 
+import segdcn
 from segdcn.commands import evaluate
 from segdcn.commands.evaluate import main
 from segdcn.commands.train import main as train_main
@@ -56,6 +57,15 @@ def test_figures_are_those_of_training(
     for name in ("background", "crescent", "mean IoU", "pixel accuracy"):
         assert name in table
     assert f"{100 * float(str(trained['val/miou'])):.2f}" in table
+
+
+def test_figures_are_those_of_training_in_another_memory_format_too(tmp_path: Path) -> None:
+    assert call(train_main, *BARE, "task.channels_last=true", f"output_dir={tmp_path}") == 0
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    assert call(main, f"checkpoint={checkpoint}", "trainer.accelerator=cpu", "callbacks.panels=null") == 0
+    assert figures(tmp_path / "evaluation" / "best_val") == figures(tmp_path)
+    stem = segdcn.load(checkpoint, "cpu").network.backbone.conv1.weight
+    assert stem.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_test_split_has_figures_of_its_own(checkpoint: Path, first_run: FirstRun) -> None:
