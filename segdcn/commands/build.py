@@ -24,6 +24,7 @@ from segdcn.errors import UserError, is_passing
 from segdcn.evaluation import Evaluator, get_protocol
 from segdcn.evaluation.protocols import CityscapesLike
 from segdcn.models.contract import check_logits
+from segdcn.models.deeplab import suited_stride
 from segdcn.runs.checkpoint import GROUPS, without_pretrained
 from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.checkpointing import AtomicCheckpoints
@@ -62,6 +63,8 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
         model.backbone = ON_GPU if _on_gpu(config.trainer) else ON_CPU
     if model.get("head") == "auto":
         model.head = LIGHT_HEAD if model.backbone == ON_CPU else "v3plus"
+    if "output_stride" in model and model.output_stride is None:
+        model.output_stride = suited_stride(model.get("head"))
     if by_machine and model.backbone == ON_CPU:
         lines.append(
             f"light    {ON_CPU} and the head {model.head}, since this is a CPU (on a GPU {ON_GPU} and v3plus);"

@@ -77,7 +77,7 @@ def build_deeplab(
     num_classes: int,
     backbone: str = "resnet50",
     head: str = "v3plus",
-    output_stride: int = 16,
+    output_stride: int | None = 16,
     weights: str | None = "imagenet",
     deform: Deform = Deform(),
     *,
@@ -92,7 +92,8 @@ def build_deeplab(
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
-    backbone, output_stride, torchvision_dilation: see ``build_backbone``.
+    backbone, output_stride, torchvision_dilation: see ``build_backbone``; an output stride of None is the head's
+    ``suited_stride``.
     head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3), ``v3plus`` (DeepLabv3+) or ``fpn`` (the light
     one, a feature pyramid).
     weights: of the backbone, see there; of a file of a whole segmentation network, such as a checkpoint of another
@@ -129,6 +130,8 @@ def build_deeplab(
     if not 1 <= evaluation_scale < float("inf"):
         raise UserError(f"evaluation_scale must be 1 or more, a factor of the image's size, got {evaluation_scale}")
 
+    if output_stride is None:
+        output_stride = suited_stride(head)
     read = None if weights in (None, "imagenet") else read_weights(str(weights))
     if read is not None and "classifier.0.convs.0.0.weight" in read.tensors:
         read = Weights(read.source, from_torchvision_deeplabv3(read.tensors))
@@ -163,6 +166,11 @@ def build_deeplab(
         "deform": {"_target_": f"{__name__}.Deform", **asdict(deform)},
     }
     return network
+
+
+def suited_stride(head: str) -> int:
+    """The output stride where none is asked for: 32 for ``fpn``, whose pyramid has a map of stride 16 anyway."""
+    return 32 if head == "fpn" else 16
 
 
 def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

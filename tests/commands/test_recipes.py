@@ -126,7 +126,8 @@ def test_own_images_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert config["name"] == "folder_finetune"
     assert config["dataset"]["class_names"] == ["class_0", "class_1", "class_2"]
     assert config["datamodule"]["crop_size"] == [96, 96]
-    assert (config["model"]["backbone"], config["model"]["head"]) == ("mobilenet_v2", "fpn")
+    chosen = [config["model"][key] for key in ("backbone", "head", "output_stride")]
+    assert chosen == ["mobilenet_v2", "fpn", 32]
 
     # names that are written later change nothing of the run
     (here / "mine" / "classes.txt").write_text("sky\ntree\nroad\n")

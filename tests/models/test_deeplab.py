@@ -71,6 +71,12 @@ def test_an_evaluation_scale_is_the_network_on_the_enlarged_image(
         assert all(map(torch.equal, trained, as_before))  # crops come enlarged
 
 
+@pytest.mark.parametrize(("head", "stride"), [("fpn", 32), ("v3plus", 16)])
+def test_an_output_stride_that_is_left_open_suits_the_head(head: str, stride: int) -> None:
+    network = build_deeplab(3, "resnet_tiny", head, None, weights=None, head_channels=8, deform=Deform(0))
+    assert network.backbone.output_stride == stride
+
+
 def test_without_an_auxiliary_head_there_are_no_auxiliary_logits() -> None:
     network = build_deeplab(3, "resnet_tiny", "paper", weights=None, deform=Deform(0)).eval()
     (logits,) = network.training_logits(torch.randn(1, 3, 33, 49))
