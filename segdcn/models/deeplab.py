@@ -15,7 +15,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn.errors import UserError
 from segdcn.models.backbones import Backbone, Features, build_backbone
-from segdcn.models.deformable import make_deformable, set_fixed_dilation
+from segdcn.models.deformable import convolutions_3x3, make_deformable, set_fixed_dilation
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, V3PlusHead, resize
 from segdcn.models.weights import Weights, load_weights, read_weights
@@ -66,11 +66,13 @@ class Deform:
     layers: how many of the backbone's last 3x3 convolutions.
     modulated: with a mask per kernel point (Zhu et al. 2019).
     offset_groups: groups of input channels that have offsets of their own.
+    head_layers: how many of the head's last 3x3 convolutions, which see the finest maps, are deformable too.
     """
 
     layers: int = 3
     modulated: bool = False
     offset_groups: int = 1
+    head_layers: int = 0
 
 
 def build_deeplab(
@@ -121,10 +123,10 @@ def build_deeplab(
         raise UserError(f"num_classes must be 2 or more, got {num_classes}")
     if head_channels is not None and head_channels < 1:
         raise UserError(f"head_channels must be positive, got {head_channels}")
-    if deform.layers < 0 or deform.offset_groups < 1:
+    if min(deform.layers, deform.head_layers) < 0 or deform.offset_groups < 1:
         raise UserError(
-            "deform.layers must be 0 or more and deform.offset_groups 1 or more, "
-            f"got {deform.layers} and {deform.offset_groups}"
+            "deform.layers and deform.head_layers must be 0 or more and deform.offset_groups 1 or more,"
+            f" got {deform.layers}, {deform.head_layers} and {deform.offset_groups}"
         )
 
     if not 1 <= evaluation_scale < float("inf"):
@@ -155,6 +157,10 @@ def build_deeplab(
     else:
         channels = (body.out_channels, body.low_level_channels)
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
+    if deform.head_layers > (fine := len(convolutions_3x3(classify))):
+        raise UserError(f"deform.head_layers={deform.head_layers}, but the head {head} has {fine} 3x3 convolutions")
+    if deform.head_layers > 0:
+        make_deformable(classify, deform.head_layers, deform.modulated, deform.offset_groups)
     second = FCNHead(body.middle_channels, num_classes) if auxiliary else None
     network = DeepLab(body, classify, second, evaluation_scale)
     if read is not None and whole:

@@ -59,6 +59,7 @@ def network_of(record: RunRecord) -> str:
     count = deform.get("layers")
     kind = "modulated deformable" if deform.get("modulated") else "deformable"
     layers = "" if count is None else f", {count} {kind} layer{'' if count == 1 else 's'}"
+    layers += f" and {deform['head_layers']} of the head" if deform.get("head_layers") else ""
     dilation = model.get("fixed_dilation")
     fixed = f", last layers of dilation {dilation}" if dilation else ""
     parts = f"{model.get('backbone', 'backbone unknown')}, {model.get('head', 'unknown')} head"

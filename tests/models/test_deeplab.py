@@ -208,6 +208,21 @@ def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
         torch.testing.assert_close(deformed(image), plain(image))
 
 
+@pytest.mark.parametrize(("head", "names"), [("fpn", ["fuse.0"]), ("v3plus", ["fuse.0.0", "fuse.1.0"])])
+def test_the_layers_of_the_head_are_made_deformable_too(head: str, names: list[str]) -> None:
+    settings = {"num_classes": 3, "backbone": "resnet_tiny", "head": head, "weights": None, "head_channels": 8}
+    plain = build_deeplab(**settings, deform=Deform(0)).eval()
+    deformed = build_deeplab(**settings, deform=Deform(1, offset_groups=2, head_layers=len(names))).eval()
+    deformed.load_state_dict(plain.state_dict(), strict=False)
+    assert list(deformable_layers(deformed)) == ["backbone.layer4.0.conv2", *(f"head.{name}" for name in names)]
+    image = torch.randn(1, 3, 49, 81)
+    with torch.no_grad():
+        torch.testing.assert_close(deformed(image), plain(image))
+        for layer in deformable_layers(deformed).values():
+            nn.init.ones_(layer.offset.bias)
+        assert (deformed(image) - plain(image)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -216,7 +231,8 @@ def test_deformable_layers_start_as_the_plain_network(modulated: bool) -> None:
         ({"head_channels": 0}, "head_channels must be positive, got 0"),
         ({"evaluation_scale": 0.5}, "evaluation_scale must be 1 or more, a factor of the image's size, got 0.5"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, got 4"),
-        ({"deform": Deform(layers=-1)}, "deform.layers must be 0 or more"),
+        ({"deform": Deform(layers=-1)}, "deform.layers and deform.head_layers must be 0 or more"),
+        ({"deform": Deform(head_layers=1)}, "deform.head_layers=1, but the head paper has 0 3x3 convolutions"),
         ({"deform": Deform(layers=12)}, "the last 12 3x3 .* has 9 .* ask for 0 to 9"),
         ({"deform": Deform(layers=1, offset_groups=3)}, "layer4.0.conv2 deformable: offset_groups"),
     ],
