@@ -128,7 +128,6 @@ def build_deeplab(
             "deform.layers and deform.head_layers must be 0 or more and deform.offset_groups 1 or more,"
             f" got {deform.layers}, {deform.head_layers} and {deform.offset_groups}"
         )
-
     if not 1 <= evaluation_scale < float("inf"):
         raise UserError(f"evaluation_scale must be 1 or more, a factor of the image's size, got {evaluation_scale}")
 
