@@ -158,8 +158,7 @@ def build_deeplab(
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
     if deform.head_layers > (fine := len(convolutions_3x3(classify))):
         raise UserError(f"deform.head_layers={deform.head_layers}, but the head {head} has {fine} 3x3 convolutions")
-    if deform.head_layers > 0:
-        make_deformable(classify, deform.head_layers, deform.modulated, deform.offset_groups)
+    make_deformable(classify, deform.head_layers, deform.modulated, deform.offset_groups)
     second = FCNHead(body.middle_channels, num_classes) if auxiliary else None
     network = DeepLab(body, classify, second, evaluation_scale)
     if read is not None and whole:

@@ -115,7 +115,7 @@ class SegmentationLoss(nn.Module):
 
         if self.ohem_fraction is not None or self.ohem_threshold is not None:
             pixel_losses, pixel_weights = pixel_losses[valid], pixel_weights[valid]
-            kept = self._hardest(pixel_losses, logits, label, plain=weights is None and not self.label_smoothing)
+            kept = self._hardest(pixel_losses, logits, label)
             pixel_losses, pixel_weights = pixel_losses[kept], pixel_weights[kept]
         loss = self._mean(pixel_losses.sum(), pixel_weights.sum())
         if self.region_loss is not None and valid.any():  # without one Lovász is no number
@@ -127,14 +127,14 @@ class SegmentationLoss(nn.Module):
             return _mean_over_processes(total_loss, total_weight)
         return total_loss / total_weight.where(total_weight > 0, 1)
 
-    def _hardest(self, pixel_losses: Tensor, logits: Tensor, label: Tensor, plain: bool) -> Tensor:
-        """Which of the labelled pixels to keep, by their losses (M,), plain without weights and smoothing: an index."""
+    def _hardest(self, pixel_losses: Tensor, logits: Tensor, label: Tensor) -> Tensor:
+        """Which of the labelled pixels to keep, by their losses (M,): an index of them."""
         count = len(pixel_losses)
         least = min(count, max(1, round((self.ohem_fraction or 0.0) * count)))
         if self.ohem_threshold is not None:
             # by the probabilities alone, without the weights and the smoothing of the losses
             surprise = pixel_losses.detach()
-            if not plain:
+            if self.class_weights is not None or self.label_smoothing:
                 every = F.cross_entropy(logits.detach(), label, ignore_index=self.ignore_index, reduction="none")
                 surprise = every[label != self.ignore_index]
             hard = surprise > -math.log(self.ohem_threshold)
