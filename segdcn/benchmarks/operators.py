@@ -82,6 +82,7 @@ def poolings(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, An
 
 
 def _pooling_candidates(x: Tensor, scores: Tensor, rois: Tensor, offset: Tensor) -> list[Candidate]:
+    by_class = offset.detach().repeat(1, 21, 1, 1).requires_grad_()  # as in the paper's classification branch
     wide_x, wide_scores = (t.detach().float().requires_grad_() for t in (x, scores))  # no bfloat16 in torchvision's
     return [
         Candidate("roi_align", lambda: torchvision.ops.roi_align(wide_x, rois, 7, 1 / 16, aligned=True), (wide_x,)),
@@ -93,5 +94,10 @@ def _pooling_candidates(x: Tensor, scores: Tensor, rois: Tensor, offset: Tensor)
             "deform_ps_roi_pool",
             lambda: deform_ps_roi_pool(scores, rois, offset, 7, 21, 7, 1 / 16),
             (scores, offset),
+        ),
+        Candidate(
+            "deform_ps_roi_pool by class",
+            lambda: deform_ps_roi_pool(scores, rois, by_class, 7, 21, 7, 1 / 16),
+            (scores, by_class),
         ),
     ]

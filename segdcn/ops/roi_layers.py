@@ -10,7 +10,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from segdcn.ops.checks import IntPair, convolve
-from segdcn.ops.roi_pool import deform_ps_roi_pool, deform_roi_pool, output_pair
+from segdcn.ops.ps_roi_pool import deform_ps_roi_pool
+from segdcn.ops.regions import output_pair
+from segdcn.ops.roi_pool import deform_roi_pool
 
 
 class DeformRoIPool(nn.Module):

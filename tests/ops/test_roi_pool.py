@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from segdcn.ops import DeformPSRoIPool, DeformRoIPool, deform_ps_roi_pool, deform_roi_pool, roi_pool
+from segdcn.ops import DeformPSRoIPool, DeformRoIPool, deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_pool
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -495,8 +495,8 @@ def test_the_operators_keep_the_rules_of_custom_operators(moved: bool) -> None:
     fixed = None if chosen is None else chosen.detach()
     grad = torch.randn(3, 8, 2, 2, dtype=torch.float64)
     for operator, backward, channels, settings_ in (
-        (roi_pool._aligned_pool, roi_pool._aligned_pool_backward, 8, ([2, 2], 1.0, 0, 0.1)),
-        (roi_pool._position_sensitive_pool, roi_pool._position_sensitive_pool_backward, 2, ([2, 2], 2, 1.0, 4, 0.1)),
+        (roi_pool._pool, roi_pool._pool_backward, 8, ([2, 2], 1.0, 0, 0.1)),
+        (ps_roi_pool._pool, ps_roi_pool._pool_backward, 2, ([2, 2], 2, 1.0, 4, 0.1)),
     ):
         torch.library.opcheck(operator, (maps.requires_grad_(), rois, chosen, *settings_))
         torch.library.opcheck(backward, (grad[:, :channels], maps.detach(), rois, fixed, *settings_, [True, moved]))
@@ -595,6 +595,19 @@ def test_each_class_moves_by_its_own_offset_field() -> None:
         module.offset.bias.copy_(bias.flatten())
     offset = bias.view(1, 6, 3, 3).expand(2, -1, -1, -1)
     torch.testing.assert_close(module(x, rois), deform_ps_roi_pool(module.maps(x), rois, offset, 3, 6, 3, 0.5))
+
+
+def test_classes_that_memory_keeps_apart_pool_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = torch.randn(2, 6 * 9, 6, 9, dtype=torch.float64, requires_grad=True)
+    offset = torch.randn(5, 6, 3, 3, dtype=torch.float64, requires_grad=True)
+
+    def results() -> list[Tensor]:
+        output = deform_ps_roi_pool(maps, some_rois(5, 2, 12, 18), offset, 3, 6, 3, 0.5)
+        return [output, *torch.autograd.grad(output.square().sum(), (maps, offset))]
+
+    together = results()
+    monkeypatch.setattr(ps_roi_pool, "AT_ONCE", 1)
+    torch.testing.assert_close(results(), together)
 
 
 @modules
