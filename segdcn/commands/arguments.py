@@ -14,14 +14,18 @@ from segdcn.commands.recipes import with_recipe
 from segdcn.errors import UserError
 from segdcn.runs.overrides import is_path, may_change_on_resume, quoted, split_override
 
+_SHOWING = {"--cfg", "-c", "--info", "-i"}
+
 
 def readable(arguments: Sequence[str]) -> list[str]:
     """The arguments with paths in quotes where Hydra's grammar would take them for something else, and null groups out.
 
-    Raises: UserError, one line, for another argument that the grammar does not know.
+    Raises: UserError, one line, for another argument that the grammar does not know, and where a sweep is to be shown.
     """
     parser = OverridesParser.create()
     several = bool({"-m", "--multirun"} & set(arguments))
+    if several and (shows := _SHOWING.intersection(argument.partition("=")[0] for argument in arguments)):
+        raise UserError(f"{min(shows)} shows one run's config or Hydra's, not several runs': leave -m out")
     return [_readable(argument, parser, several) for argument in arguments]
 
 

@@ -150,10 +150,7 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
         if config.trainer.get(key) is not None and config.trainer[key] < 1:
             raise UserError(f"trainer.{key} must be at least 1, got {config.trainer[key]}")
     parts: dict[str, Any] = {"accelerator": usable_accelerator(config.trainer.accelerator)}
-    callbacks, loggers = (
-        [instantiate(part, _convert_="all") for part in (config.get(group) or {}).values() if part is not None]
-        for group in ("callbacks", "logger")
-    )
+    callbacks, loggers = (_parts(config, group) for group in ("callbacks", "logger"))
     if "enable_progress_bar" not in config.trainer and not any(isinstance(one, ProgressBar) for one in callbacks):
         parts["enable_progress_bar"] = sys.stdout.isatty()  # Lightning's own bar is for a person who waits
     if "enable_checkpointing" not in config.trainer and not any(isinstance(one, Checkpoint) for one in callbacks):
@@ -174,6 +171,18 @@ def build_trainer(config: DictConfig, *more: Any) -> Any:
     if config.trainer.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
         raise UserError("trainer.sync_batchnorm=true works on GPUs only: on CPUs set trainer.sync_batchnorm=false")
     return trainer
+
+
+def _parts(config: DictConfig, group: str) -> list[Any]:
+    """What the keys of a group that are not null are built to; UserError for settings of what another file builds."""
+    parts = {name: part for name, part in (config.get(group) or {}).items() if part is not None}
+    for name, part in parts.items():
+        if "_target_" not in part:
+            raise UserError(
+                f"{group}.{name} has settings ({', '.join(map(str, part))}), but no _target_ that takes them:"
+                f" choose the {group}=NAME that has one, or {group}.{name}=null, which leaves it out"
+            )
+    return [instantiate(part, _convert_="all") for part in parts.values()]
 
 
 def check_network(config: DictConfig, dataset: Any, task: Any, trainer: Any) -> tuple[int, int]:

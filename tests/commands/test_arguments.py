@@ -118,3 +118,9 @@ def test_which_keys_are_paths_and_of_the_place() -> None:
     assert is_of_the_place("datamodule.num_workers")
     assert not is_of_the_place("model.weights")
     assert not is_of_the_place("dataset.seed")
+
+
+@pytest.mark.parametrize("arguments", [["-m", "seed=0,1", "--cfg", "job"], ["--multirun", "--cfg=job"], ["-m", "-i"]])
+def test_a_sweep_of_a_command_that_only_shows_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UserError, match="not several runs'"):
+        readable(arguments)

@@ -223,6 +223,12 @@ def test_no_callbacks_and_no_logger_are_options(here: Path) -> None:
     assert not names & {"checkpoints", "metrics.csv", "panels", "tensorboard"}
 
 
+def test_settings_of_a_callback_that_is_not_chosen_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("dataset.train_images=16", "dataset.val_images=2", "trainer.accelerator=cpu")
+    assert call(train.main, *small, "+callbacks.ema.decay=0.9", "output_dir=run") == 1
+    assert "callbacks.ema has settings (decay), but no _target_" in one_line(capsys.readouterr().err)
+
+
 FILES = sorted(path.relative_to(CONFIG_PATH).as_posix() for path in Path(CONFIG_PATH).rglob("*.yaml"))
 
 
