@@ -1,8 +1,9 @@
-"""Deformable convolutions and RoI poolings beside torchvision's and plain ones."""
+"""Deformable convolutions, aggregations and RoI poolings beside what they stand for."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from segdcn.benchmarks.stopwatch import Candidate, compare
-from segdcn.ops import deform_conv2d, deform_ps_roi_pool, deform_roi_pool
+from segdcn.ops import deform_aggregate, deform_conv2d, deform_ps_roi_pool, deform_roi_pool
 
 # N, C, H, W -> C, 3x3; groups
 CONVOLUTIONS = (
@@ -23,6 +24,9 @@ CONVOLUTIONS = (
 )
 
 DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
+
+# N, H, W, C, groups: the four stages of InternImage-T for an image of 512x512
+AGGREGATIONS = ((1, 128, 128, 64, 4), (1, 64, 64, 128, 8), (1, 32, 32, 256, 16), (1, 16, 16, 512, 32))
 
 REGIONS = (64, 300)
 
@@ -60,6 +64,24 @@ def _convolution_candidates(x: Tensor, offset: Tensor, weight: Tensor, groups: i
         ),
         Candidate("gather", lambda: deform_conv2d(x, offset, weight, padding=1, backend="gather"), (x, offset, weight)),
     ]
+
+
+def aggregations(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """deform_aggregate beside ``grid_sample`` by group, which the authors' own PyTorch code is."""
+    rows = []
+    for n, height, width, channels, groups in AGGREGATIONS:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(n, height, width, channels, generator=generator).to(device, dtype).requires_grad_()
+        offset = torch.randn(n, height, width, groups * 18, generator=generator).to(device).requires_grad_()
+        logit = torch.randn(n, height, width, groups, 9, generator=generator)
+        mask = logit.softmax(-1).flatten(3).to(device).requires_grad_()
+        given = (x, offset, mask)
+        candidates = [
+            Candidate("grid_sample", partial(deform_aggregate, *given, padding=1, backend="grid_sample"), given),
+            Candidate("gather", partial(deform_aggregate, *given, padding=1, backend="gather"), given),
+        ]
+        rows.append({"case": f"{n}×{height}×{width}×{channels}", "figures": compare(candidates, repeats)})
+    return rows
 
 
 def poolings(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:

@@ -51,6 +51,18 @@ def show_convolutions(rows: list[dict[str, Any]]) -> None:
     show_memory(rows)
 
 
+def show_aggregations(rows: list[dict[str, Any]]) -> None:
+    """Time with its ratio, and peak memory."""
+    print("\nDeformable aggregation 3×3 of groups of 16 channels, offsets of deviation 1; ms, forward / with backward")
+    lines = []
+    for row in rows:
+        slow, fast = row["figures"].values()
+        ratio = f"{slow.forward_ms / fast.forward_ms:.2f} / {slow.training_ms / fast.training_ms:.2f}"
+        lines.append([row["case"], *_times(row), ratio])
+    _table(["N×H×W×C", *rows[0]["figures"], "grid_sample / gather"], lines)
+    show_memory(rows)
+
+
 def show_memory(rows: list[dict[str, Any]]) -> None:
     """Peak memory of each case."""
     print("\nPeak memory above what was held before; MB, forward / forward and backward")

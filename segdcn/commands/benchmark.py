@@ -13,7 +13,7 @@ from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.console import plain_script
 from segdcn.errors import UserError
 
-DEFAULT = ("conv", "pool", "step")
+DEFAULT = ("conv", "aggregate", "pool", "step")
 WORKERS = (1, 2)
 LOADING_SECONDS = 3.0  # of each way to load, in each round
 
@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> None:
     repeats, of_features = options.repeats, (options.device, getattr(torch, options.dtype))
     benchmarks: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
         "conv": (lambda: operators.convolutions(repeats, *of_features), tables.show_convolutions),
+        "aggregate": (lambda: operators.aggregations(repeats, *of_features), tables.show_aggregations),
         "pool": (lambda: operators.poolings(repeats, *of_features), tables.show_poolings),
         "step": (lambda: networks.training_steps(repeats, *of_features), tables.show_training_steps),
         "light": (lambda: networks.light_steps(repeats, *of_features), tables.show_light_steps),
@@ -106,15 +107,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="segdcn-benchmark",
         description="Times the operators against torchvision's and a plain convolution, all in one process and in "
         "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
-        usage="%(prog)s [options] [conv] [pool] [step] [light] [runtimes] [data [dataset=NAME dataset.root=PATH ...]]",
+        usage="%(prog)s [options] [conv] [aggregate] [pool] [step] [light] [runtimes]"
+        " [data [dataset=NAME dataset.root=PATH ...]]",
         epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
     )
     parser.add_argument(
         "which",
         nargs="*",
-        metavar="conv|pool|step|light|runtimes|data",
-        help="what to time: convolutions, RoI poolings, a training step (these three by default); one of light "
-        "networks for CPUs; a network under PyTorch, onnxruntime and OpenVINO; loading of images",
+        metavar="conv|aggregate|pool|step|light|runtimes|data",
+        help="what to time: convolutions, aggregations, RoI poolings, a training step (these four by default); one of "
+        "light networks for CPUs; a network under PyTorch, onnxruntime and OpenVINO; loading of images",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")

@@ -86,7 +86,7 @@ def gather_conv2d_backward(
     if samples.mask is not None and mask is not None:
         grad_mask = _like(_by_channel((samples.bilinear * grad_corner).sum(-1), offset), mask)
         grad_corner = grad_corner * samples.mask[..., None]
-    grad_y, grad_x = (_by_channel(grad, offset) for grad in point_gradient(samples.points, grad_corner))
+    grad_y, grad_x = (_by_channel(grad, offset) for grad in point_gradient(samples.points, grad_corner.unbind(-1)))
     return (
         map_from_rows(grad_rows, input.shape).to(input.dtype),
         _like(torch.stack((grad_y, grad_x), dim=3), offset),

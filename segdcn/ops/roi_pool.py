@@ -111,7 +111,7 @@ def _pool_backward(
         scatter_sum(grad_rows, bags, grad)
     if for_offset:
         dot = gather_dot(rows_for_dots(rows), bags, grad)
-        y, x = point_gradient(samples.points, dot.view(-1, 4) * samples.share[:, None])
+        y, x = point_gradient(samples.points, (dot.view(-1, 4) * samples.share[:, None]).unbind(-1))
         by_bin.index_add_(0, samples.bin, torch.stack((x, y), dim=-1) * samples.moves).mul_(samples.reach)
     grad_input = map_from_rows(grad_rows, input.shape).to(input.dtype)
     return grad_input, like_offset(by_bin.view(rois.shape[0], *size, 2).permute(0, 3, 1, 2), offset)

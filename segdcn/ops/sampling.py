@@ -118,14 +118,23 @@ def corner_weight(points: Points) -> Tensor:
     return torch.stack((up * left, up * right, down * left, down * right), dim=-1)
 
 
-def point_gradient(points: Points, corner: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of a sum by the points' y and x, from its gradient by the corner weights (..., 4).
+def bilinear(points: Points, corners: Sequence[Tensor]) -> Tensor:
+    """The values at points from those at their four corners, in the order of ``corner_index``."""
+    _, down, right, _ = points
+    top_left, top_right, bottom_left, bottom_right = corners
+    return (top_left * (1 - right) + top_right * right) * (1 - down) + (
+        bottom_left * (1 - right) + bottom_right * right
+    ) * down
+
+
+def point_gradient(points: Points, corners: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gradient of a sum by the points' y and x, from its gradients by the four corners' weights.
 
     At an integer coordinate it is the derivative towards larger coordinates; a point outside gets zero.
     Source: Dai et al. 2017, appendix A.
     """
     _, down, right, outside = points
-    top_left, top_right, bottom_left, bottom_right = corner.unbind(-1)
+    top_left, top_right, bottom_left, bottom_right = corners
     y = (bottom_left - top_left) * (1 - right) + (bottom_right - top_right) * right
     x = (top_right - top_left) * (1 - down) + (bottom_right - bottom_left) * down
     return y.masked_fill(outside, 0.0), x.masked_fill(outside, 0.0)
@@ -179,3 +188,21 @@ def scatter_sum(table: Tensor, bags: Bags, sums: Tensor) -> None:
     # index_select is several times faster than indexing with brackets
     by_row = Bags(bags.owner.index_select(0, order), bags.weight.index_select(0, order), start, key)
     table[first : last + 1] += gather_sum(sums, by_row)
+
+
+def scatter_corners(table: Tensor, corners: Sequence[tuple[Tensor, Tensor]], owner: Tensor, sums: Tensor) -> None:
+    """``scatter_sum`` of points' four corners, each the same number of rows from the first: sorts the points alone.
+
+    Shape: table (R, C); of each corner its rows and weights (M,); owner (M,) the bag of each point; sums (B, C).
+    """
+    if not len(owner):
+        return
+    key, order = torch.sort(corners[0][0], stable=True)
+    first, last = int(key[0]), int(key[-1])
+    count = torch.bincount(key - first)
+    start = (count.cumsum(0) - count).to(key.dtype)
+    owner = owner.index_select(0, order)
+    for row, weight in corners:
+        shift = int(row[0] - corners[0][0][0])
+        bags = Bags(owner, weight.index_select(0, order), start, key)
+        table[first + shift : last + 1 + shift] += gather_sum(sums, bags)

@@ -20,6 +20,7 @@ from segdcn.commands import benchmark
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(operators, "CONVOLUTIONS", ((1, 4, 6, 7, 1), (2, 4, 5, 5, 1)))
     monkeypatch.setattr(operators, "DEPTHWISE", ((1, 4, 6, 7, 4),))
+    monkeypatch.setattr(operators, "AGGREGATIONS", ((1, 5, 6, 8, 2),))
     monkeypatch.setattr(operators, "REGIONS", (2,))
     monkeypatch.setattr(sys, "argv", ["segdcn-benchmark", *arguments])
     benchmark.main()
@@ -29,18 +30,22 @@ def test_tables_and_json_hold_every_candidate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "conv", "pool", "--repeats", "2")
+    run(monkeypatch, "conv", "aggregate", "pool", "--repeats", "2")
     text = capsys.readouterr().out
     assert text.startswith(f"torch {torch.__version__}, torchvision ")
     assert f"{torch.get_num_threads()} threads, medians of 2" in text.splitlines()[0]
     assert "| geometric mean, not depthwise |" in text
     results = json.loads((tmp_path / "benchmark.json").read_text())
-    assert results.keys() == {"environment", "dtype", "conv", "pool"}
+    assert results.keys() == {"environment", "dtype", "conv", "aggregate", "pool"}
     assert {"packages", "device", "threads", "git"} <= results["environment"].keys()
     assert [row["case"] for row in results["conv"]] == ["1×4×6×7", "2×4×5×5", "1×4×6×7 depthwise"]
     for row, names in (
         (results["conv"][0], {"conv2d", "torchvision's own", "torchvision", "gather"}),
-        (results["pool"][0], {"roi_align", "deform_roi_pool", "ps_roi_align", "deform_ps_roi_pool"}),
+        (results["aggregate"][0], {"grid_sample", "gather"}),
+        (
+            results["pool"][0],
+            {"roi_align", "deform_roi_pool", "ps_roi_align", "deform_ps_roi_pool", "deform_ps_roi_pool by class"},
+        ),
     ):
         assert row.keys() - {"case"} == names
         for name in names:
@@ -49,7 +54,18 @@ def test_tables_and_json_hold_every_candidate(
 
 
 def test_bfloat16_features_are_timed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "conv", "pool", "--dtype", "bfloat16", "--repeats", "1", "--output", str(tmp_path / "half.json"))
+    run(
+        monkeypatch,
+        "conv",
+        "aggregate",
+        "pool",
+        "--dtype",
+        "bfloat16",
+        "--repeats",
+        "1",
+        "--output",
+        str(tmp_path / "half.json"),
+    )
     assert json.loads((tmp_path / "half.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -173,7 +189,7 @@ def test_openvino_runs_without_a_call_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "nothing to time is called 'speed': choose from conv, pool, step, light, runtimes, data"),
+        (["speed"], "nothing to time is called 'speed': choose from conv, aggregate, pool, step, light, runtimes, data"),
         (["runtimes", "--dtype", "bfloat16"], "runtimes are compared on the CPU in float32"),
         (["conv", "dataset=voc"], "dataset=voc is for the loading of images: segdcn-benchmark data dataset=voc"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
