@@ -64,7 +64,7 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
     if model.get("head") == "auto":
         model.head = LIGHT_HEAD if model.backbone == ON_CPU else "v3plus"
     if str(model.get("_target_")).endswith(".build_deeplab") and model.get("output_stride", 16) is None:
-        model.output_stride = suited_stride(model.head)
+        model.output_stride = suited_stride(model.head, model.backbone)
     if by_machine and model.backbone == ON_CPU:
         lines.append(
             f"light    {ON_CPU} and the head {model.head}, since this is a CPU (on a GPU {ON_GPU} and v3plus);"

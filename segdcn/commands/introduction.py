@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from segdcn.models import deformable_layers
+from segdcn.ops import DCNv3, DCNv4
 from segdcn.runs.files import shown
 from segdcn.training.optim import parameter_groups
 
@@ -31,7 +32,7 @@ def introduce(
     for line in found:
         print(line)
     print(f"network  {_in_words(config.model)}, {conditions['parameters'] / 1e6:.2f} M parameters")
-    print(f"         deformable: {', '.join(deformable_layers(network)) or 'no layer'}")
+    print(f"         deformable: {_deformable(network)}")
     print(f"batch    {_batch(config, network, conditions['images_per_step'])}")
     if config.get("hint"):
         print(f"change   {config.hint}")
@@ -40,6 +41,13 @@ def introduce(
     for note in notes:
         print(f"note     {note}")
     sys.stdout.flush()
+
+
+def _deformable(network: Any) -> str:
+    aggregating = [type(module).__name__ for module in network.modules() if isinstance(module, DCNv3 | DCNv4)]
+    if aggregating:
+        return f"{len(aggregating)} layers {aggregating[0]}"
+    return ", ".join(deformable_layers(network)) or "no layer"
 
 
 def _in_words(model: DictConfig) -> str:

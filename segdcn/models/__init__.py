@@ -1,10 +1,12 @@
 """Segmentation networks: backbones, heads, their assembly, and deformable layers for any network."""
 
-from segdcn.models.backbones import BACKBONES, Backbone, Features, build_backbone
-from segdcn.models.deeplab import DeepLab, Deform, build_deeplab, from_torchvision_deeplabv3
+from segdcn.models.backbones import BACKBONES, build_backbone
+from segdcn.models.deeplab import DeepLab, Deform, build_deeplab
 from segdcn.models.deformable import deformable_layers, make_deformable, plain_twin, set_fixed_dilation
+from segdcn.models.features import Backbone, Features
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
-from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, V3PlusHead
+from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, UPerHead, V3PlusHead
+from segdcn.models.published import from_mmsegmentation_upernet, from_torchvision_deeplabv3
 from segdcn.models.weights import load_weights
 
 __all__ = [
@@ -16,12 +18,14 @@ __all__ = [
     "FPNHead",
     "Features",
     "PaperHead",
+    "UPerHead",
     "V3PlusHead",
     "build_backbone",
     "build_deeplab",
     "deformable_layers",
     "freeze_batch_norm",
     "freeze_stages",
+    "from_mmsegmentation_upernet",
     "from_torchvision_deeplabv3",
     "load_weights",
     "make_deformable",

@@ -10,44 +10,20 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from segdcn.errors import MissingFileError, UserError, first_line
+from segdcn.models.features import Backbone, Features
+from segdcn.models.internimage import CLASSIFIER, VARIANTS, InternImage
 from segdcn.models.weights import Weights, load_strictly, read_weights, torchvision_imagenet_file
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-BACKBONES = ("resnet_tiny", *RESNETS, "mobilenet_v2")
+BACKBONES = ("resnet_tiny", *RESNETS, "mobilenet_v2", *VARIANTS)
 OUTPUT_STRIDES = (8, 16, 32)
-
-
-class Features(NamedTuple):
-    """What a backbone gives to the heads.
-
-    Shape: low (N, C_low, H/4, W/4); middle, of the stage before the last, and high, at the output stride s:
-    (N, C, H/s, W/s), the middle one finer where the last stage is strided. Sizes are rounded up.
-    """
-
-    low: Tensor
-    middle: Tensor
-    high: Tensor
-
-
-class Backbone(nn.Module):
-    """Image (N, 3, H, W) -> Features; states the channels of each feature map and its output stride.
-
-    stages: the names of the layers of each stage, the stem's with the first; empty where they are not known.
-    """
-
-    stages: tuple[tuple[str, ...], ...] = ()
-
-    def __init__(self, channels: tuple[int, int, int], output_stride: int) -> None:
-        super().__init__()
-        self.low_level_channels, self.middle_channels, self.out_channels = channels
-        self.output_stride = output_stride
 
 
 class ResNet(Backbone):
@@ -61,7 +37,7 @@ class ResNet(Backbone):
         bn1: nn.BatchNorm2d,
         maxpool: nn.Module,
         stages: Sequence[nn.Sequential],
-        channels: tuple[int, int, int],
+        channels: tuple[int, int, int, int],
         output_stride: int,
     ) -> None:
         super().__init__(channels, output_stride)
@@ -71,8 +47,9 @@ class ResNet(Backbone):
     def forward(self, image: Tensor) -> Features:
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         low = self.layer1(x)
-        middle = self.layer3(self.layer2(low))
-        return Features(low, middle, self.layer4(middle))
+        second = self.layer2(low)
+        middle = self.layer3(second)
+        return Features(low, second, middle, self.layer4(middle))
 
 
 class MobileNetV2(Backbone):
@@ -84,27 +61,30 @@ class MobileNetV2(Backbone):
     )
 
     def __init__(self, features: nn.Sequential, output_stride: int) -> None:
-        super().__init__((24, 96, 320), output_stride)
+        super().__init__((24, 32, 96, 320), output_stride)
         self.features = features[:18]
         _replace_stride(self.features[7:14], self.features[14:], output_stride)
 
     def forward(self, image: Tensor) -> Features:
         low = self.features[:4](image)
-        middle = self.features[4:14](low)
-        return Features(low, middle, self.features[14:](middle))
+        second = self.features[4:7](low)
+        middle = self.features[7:14](second)
+        return Features(low, second, middle, self.features[14:](middle))
 
 
 class TimmBackbone(Backbone):
     """Any timm network that offers feature maps at a chosen output stride."""
 
-    def __init__(self, network: nn.Module, channels: tuple[int, int, int], output_stride: int, low_index: int) -> None:
+    def __init__(
+        self, network: nn.Module, channels: tuple[int, int, int, int], output_stride: int, low_index: int
+    ) -> None:
         super().__init__(channels, output_stride)
         self.network = network
         self.low_index = low_index
 
     def forward(self, image: Tensor) -> Features:
         maps = self.network(image)
-        return Features(maps[self.low_index], maps[-2], maps[-1])
+        return Features(maps[self.low_index], maps[self.low_index + 1], maps[-2], maps[-1])
 
 
 def build_backbone(
@@ -132,6 +112,8 @@ def build_backbone(
         return _build_timm(name.removeprefix("timm/"), output_stride, weights)
     if name == "resnet_tiny":
         return _build_resnet_tiny(output_stride, weights)
+    if name in VARIANTS:
+        return _build_internimage(name, output_stride, weights)
     if name not in BACKBONES:
         raise UserError(f"no backbone {name!r}; there are {', '.join(_closest_first(name, BACKBONES))} and timm/NAME")
 
@@ -141,7 +123,7 @@ def build_backbone(
     else:
         width = whole.fc.in_features
         stages = (whole.layer1, whole.layer2, whole.layer3, whole.layer4)
-        channels = (width // 8, width // 2, width)
+        channels = (width // 8, width // 4, width // 2, width)
         _replace_stride(whole.layer3, whole.layer4, output_stride, torchvision_dilation)
         backbone = ResNet(whole.conv1, whole.bn1, whole.maxpool, stages, channels, output_stride)
     if weights is not None:
@@ -191,7 +173,7 @@ def _build_resnet_tiny(output_stride: int, weights: str | Weights | None) -> Res
             nn.Sequential(_block(48, 96, stride=2 if output_stride >= 16 else 1)),
             nn.Sequential(_block(96, 128, stride=2 if output_stride >= 32 else 1)),
         ],
-        (32, 96, 128),
+        (32, 48, 96, 128),
         output_stride,
     )
     for module in backbone.modules():  # as torchvision initialises its own
@@ -209,6 +191,19 @@ def _block(channels_in: int, channels_out: int, stride: int) -> BasicBlock:
         nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
     )
     return BasicBlock(channels_in, channels_out, stride=stride, downsample=shortcut)
+
+
+def _build_internimage(name: str, output_stride: int, weights: str | Weights | None) -> InternImage:
+    if weights == "imagenet":
+        raise UserError(
+            f"{name} has no ImageNet weights that could be fetched here: set model.weights to the authors' file, such"
+            " as internimage_t_1k_224.pth, or to null"
+        )
+    backbone = InternImage(VARIANTS[name], output_stride)
+    if weights is not None:
+        read = _read(weights)
+        load_strictly(backbone, read, [key for key in read.tensors if key.startswith(CLASSIFIER)])
+    return backbone
 
 
 def _build_timm(name: str, output_stride: int, weights: str | Weights | None) -> TimmBackbone:
@@ -247,7 +242,7 @@ def _build_timm(name: str, output_stride: int, weights: str | Weights | None) ->
         read = _read(weights)
         tensors = {own.get(key.replace(".", "_"), key): value for key, value in read.tensors.items()}
         load_strictly(network, Weights(read.source, tensors), classifier_names=whole)
-    return TimmBackbone(network, (channels[low], channels[-2], channels[-1]), output_stride, low)
+    return TimmBackbone(network, (channels[low], channels[low + 1], channels[-2], channels[-1]), output_stride, low)
 
 
 @contextmanager

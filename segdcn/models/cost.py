@@ -38,7 +38,8 @@ def count_flops(network: nn.Module, size: tuple[int, int]) -> int:
 
     A multiply-add counts as 2. Matrix products and convolutions are counted, by PyTorch's FlopCounterMode, which
     leaves out biases, normalisation, activations and resizing. A deformable layer is its offset branch, an
-    ordinary convolution, and ``deformable_flops``.
+    ordinary convolution, and ``deformable_flops``; an aggregation (DCNv3, DCNv4) is the sampling alone, 2 * 4 for each
+    sample of each channel.
 
     Only shapes pass through the network, see ``run_on_shapes``.
 
@@ -47,6 +48,7 @@ def count_flops(network: nn.Module, size: tuple[int, int]) -> int:
     formulas = {
         torch.ops.segdcn.gather_conv2d: _gather_flops,
         torch.ops.torchvision.deform_conv2d: _torchvision_flops,
+        torch.ops.segdcn.deform_aggregate: _aggregate_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run_on_shapes(network, (1, 3, *size))
@@ -72,3 +74,10 @@ def _gather_flops(input: Sequence[int], offset: Sequence[int], weight: Sequence[
 
 def _torchvision_flops(input: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
     return deformable_flops(input, weight, offset)
+
+
+def _aggregate_flops(
+    input: Sequence[int], offset: Sequence[int], mask: Sequence[int], kernel: Sequence[int], *settings: Any, **_: Any
+) -> int:
+    taps = math.prod(kernel) - bool(settings[-1])  # remove_center
+    return 8 * math.prod(offset[:3]) * taps * input[3]

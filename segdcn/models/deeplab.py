@@ -14,13 +14,16 @@ from torch.nn import functional as F
 from torchvision.models.segmentation.fcn import FCNHead
 
 from segdcn.errors import UserError
-from segdcn.models.backbones import Backbone, Features, build_backbone
+from segdcn.models.backbones import build_backbone
 from segdcn.models.deformable import convolutions_3x3, make_deformable, set_fixed_dilation
+from segdcn.models.features import Backbone, Features
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
-from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, V3PlusHead, resize
+from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, UPerHead, V3PlusHead, auxiliary_head, resize
+from segdcn.models.internimage import VARIANTS, InternImage
+from segdcn.models.published import under_our_names
 from segdcn.models.weights import Weights, load_weights, read_weights
 
-HEADS = ("paper", "aspp", "v3plus", "fpn")
+HEADS = ("paper", "aspp", "v3plus", "fpn", "upernet")
 
 
 class DeepLab(nn.Module):
@@ -94,14 +97,15 @@ def build_deeplab(
 ) -> DeepLab:
     """A DeepLab with a new head on a backbone, which is made deformable after its weights are loaded.
 
-    backbone, output_stride, torchvision_dilation: see ``build_backbone``; an output stride of None is the head's
-    ``suited_stride``.
-    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3), ``v3plus`` (DeepLabv3+) or ``fpn`` (the light
-    one, a feature pyramid).
+    backbone, output_stride, torchvision_dilation: see ``build_backbone``; an output stride of None is the
+    ``suited_stride`` of head and backbone.
+    head: ``paper`` (1x1 to 1024, ReLU, classifier), ``aspp`` (DeepLabv3), ``v3plus`` (DeepLabv3+), ``fpn`` (the light
+    one, a feature pyramid) or ``upernet``.
     weights: of the backbone, see there; of a file of a whole segmentation network, such as a checkpoint of another
-    training or torchvision's deeplabv3_resnet50, all that fits is taken, see ``load_weights``.
-    head_channels: width of the head; None is the published one, 1024 for ``paper`` and 256 for ``aspp`` and ``v3plus``,
-    and 64 for ``fpn``.
+    training, torchvision's deeplabv3_resnet50 or an UperNet of mmsegmentation's, all that fits is taken, see
+    ``load_weights``.
+    head_channels: width of the head; None is the published one, 1024 for ``paper``, 256 for ``aspp`` and ``v3plus``,
+    64 for ``fpn`` and 512 for ``upernet``.
     image_pooling: whether ``aspp`` and ``v3plus`` see the mean of the whole map too, for which a training needs batches
     of two images or more.
     auxiliary: whether the stage before the last has a head of its own, for training.
@@ -118,7 +122,7 @@ def build_deeplab(
     """
     given = dict(locals())
     if head not in HEADS:
-        raise UserError(f"head must be paper, aspp, v3plus or fpn, got {head!r}")
+        raise UserError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     if num_classes < 2:
         raise UserError(f"num_classes must be 2 or more, got {num_classes}")
     if head_channels is not None and head_channels < 1:
@@ -132,10 +136,10 @@ def build_deeplab(
         raise UserError(f"evaluation_scale must be 1 or more, a factor of the image's size, got {evaluation_scale}")
 
     if output_stride is None:
-        output_stride = suited_stride(head)
+        output_stride = suited_stride(head, backbone)
     read = None if weights in (None, "imagenet") else read_weights(str(weights))
-    if read is not None and "classifier.0.convs.0.0.weight" in read.tensors:
-        read = Weights(read.source, from_torchvision_deeplabv3(read.tensors))
+    if read is not None:
+        read = Weights(read.source, under_our_names(read.tensors))
     whole = read is not None and read.of_segmentation
     body = build_backbone(backbone, output_stride, None if whole else read or weights, torchvision_dilation)
     if fixed_dilation is not None:
@@ -143,6 +147,8 @@ def build_deeplab(
     freeze_stages(body, frozen_stages)
     if frozen_batch_norm:
         freeze_batch_norm(body)
+    if deform.layers > 0 and isinstance(body, InternImage):
+        raise UserError(f"{backbone} samples where it predicts in every layer: set model.deform.layers=0")
     if deform.layers > 0:
         make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
     classify: nn.Module
@@ -153,13 +159,19 @@ def build_deeplab(
     elif head == "fpn":
         pyramid = (body.low_level_channels, body.middle_channels, body.out_channels)
         classify = FPNHead(pyramid, num_classes, head_channels or 64)
+    elif head == "upernet":
+        every = (body.low_level_channels, body.second_channels, body.middle_channels, body.out_channels)
+        classify = UPerHead(every, num_classes, head_channels or 512)
     else:
         channels = (body.out_channels, body.low_level_channels)
         classify = V3PlusHead(*channels, num_classes, output_stride, head_channels or 256, image_pooling)
     if deform.head_layers > (fine := len(convolutions_3x3(classify))):
         raise UserError(f"deform.head_layers={deform.head_layers}, but the head {head} has {fine} 3x3 convolutions")
     make_deformable(classify, deform.head_layers, deform.modulated, deform.offset_groups)
-    second = FCNHead(body.middle_channels, num_classes) if auxiliary else None
+    second: nn.Module | None = None
+    if auxiliary:
+        middle = body.middle_channels
+        second = auxiliary_head(middle, num_classes, 256) if head == "upernet" else FCNHead(middle, num_classes)
     network = DeepLab(body, classify, second, evaluation_scale)
     if read is not None and whole:
         load_weights(network, read)
@@ -172,40 +184,9 @@ def build_deeplab(
     return network
 
 
-def suited_stride(head: str) -> int:
-    """The output stride where none is asked for: 32 for ``fpn``, whose pyramid has a map of stride 16 anyway."""
-    return 32 if head == "fpn" else 16
+def suited_stride(head: str, backbone: str) -> int:
+    """The output stride where none is asked for: 32 for ``fpn`` and ``upernet``, which see finer maps anyway.
 
-
-def from_torchvision_deeplabv3(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's deeplabv3_resnet50 or 101 state dict under the names of the same network here.
-
-    | torchvision      | here              |                                       |
-    |------------------|-------------------|---------------------------------------|
-    | backbone.*       | backbone.*        |                                       |
-    | classifier.0.*   | head.aspp.*       | pyramid pooling                       |
-    | classifier.1.*   | head.fuse.0.*     | 3x3 convolution                       |
-    | classifier.2.*   | head.fuse.1.*     | its batch norm                        |
-    | classifier.4.*   | head.classifier.* |                                       |
-    | aux_classifier.* | auxiliary.*       | only where the file has one           |
-
-    The network that it fits, with equal logits: ``build_deeplab(21, "resnet50", "aspp", output_stride=8, weights=None,
-    deform=Deform(0), auxiliary=True, torchvision_dilation=True)``. Make layers deformable after loading.
-
-    Raises: ValueError for a name that is not of such a network.
+    InternImage has no other.
     """
-    names = {
-        "backbone.": "backbone.",
-        "classifier.0.": "head.aspp.",
-        "classifier.1.": "head.fuse.0.",
-        "classifier.2.": "head.fuse.1.",
-        "classifier.4.": "head.classifier.",
-        "aux_classifier.": "auxiliary.",
-    }
-    renamed = {}
-    for key, value in state_dict.items():
-        old = next((prefix for prefix in names if key.startswith(prefix)), None)
-        if old is None:
-            raise UserError(f"{key!r} is not a name in torchvision's deeplabv3_resnet50 or deeplabv3_resnet101")
-        renamed[names[old] + key.removeprefix(old)] = value
-    return renamed
+    return 32 if head in ("fpn", "upernet") or backbone in VARIANTS else 16

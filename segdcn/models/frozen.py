@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from segdcn.errors import UserError
-from segdcn.models.backbones import Backbone
+from segdcn.models.features import Backbone
 
 
 class ConstantBatchNorm2d(FrozenBatchNorm2d):  # type: ignore[misc]

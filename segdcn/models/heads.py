@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segdcn.errors import UserError
-from segdcn.models.backbones import Features
+from segdcn.models.features import Features
 
 ASPP_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}
 BIGGER_BATCH = "set datamodule.batch_size=2 or more (and a datamodule.crop_size, where it is null)"
@@ -166,11 +166,65 @@ class FPNHead(nn.Module):
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, features: Features) -> Tensor:
-        *finer, x = (convolve(each) for convolve, each in zip(self.lateral, features, strict=True))
+        maps = (features.low, features.middle, features.high)
+        *finer, x = (convolve(each) for convolve, each in zip(self.lateral, maps, strict=True))
         for each in reversed(finer):
             x = resize(x, each.shape[-2:]) + each
         logits: Tensor = self.classifier(self.fuse(F.relu(self.norm(x))))
         return logits
+
+
+class UPerHead(nn.Module):
+    """The head of UperNet: pooled context joined with a feature pyramid over all four maps.
+
+    The coarsest map and its means over 1, 2, 3 and 6 cells a side make the context; from it on each map, reduced to one
+    width, is enlarged and added to the next finer one; all four, at the finest one's size, are joined.
+
+    in_channels: of low, second, middle and high.  channels: width of everything.
+
+    Shape: Features -> (N, K, H/4, W/4).
+    Raises: UserError when it trains on a batch of one image, whose mean has no batch statistics.
+    Source: Xiao et al. 2018 (UPerNet), section 3.1; widths and dropout as in mmsegmentation's UPerHead.
+    """
+
+    POOLED = (1, 2, 3, 6)
+
+    def __init__(self, in_channels: Sequence[int], num_classes: int, channels: int = 512) -> None:
+        super().__init__()
+        *finer, coarsest = in_channels
+        self.pyramid = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(side), _conv_bn_relu(coarsest, channels, 1)) for side in self.POOLED
+        )
+        self.context = _conv_bn_relu(coarsest + len(self.POOLED) * channels, channels, 3)
+        self.lateral = nn.ModuleList(_conv_bn_relu(each, channels, 1) for each in finer)
+        self.smooth = nn.ModuleList(_conv_bn_relu(channels, channels, 3) for _ in finer)
+        self.fuse = _conv_bn_relu(4 * channels, channels, 3)
+        self.classifier = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1))
+
+    def forward(self, features: Features) -> Tensor:
+        *finer, coarsest = features
+        if self.training and len(coarsest) == 1:
+            raise UserError(
+                "the head upernet cannot train on a batch of one image, whose mean has no batch statistics:"
+                f" {BIGGER_BATCH}, or take model.head=fpn"
+            )
+        pooled = [resize(pool(coarsest), coarsest.shape[-2:]) for pool in self.pyramid]
+        maps = [lateral(each) for lateral, each in zip(self.lateral, finer, strict=True)]
+        maps.append(self.context(torch.cat([coarsest, *pooled], dim=1)))
+        for number in (2, 1, 0):
+            maps[number] = maps[number] + resize(maps[number + 1], maps[number].shape[-2:])
+        smooth = [layer(each) for layer, each in zip(self.smooth, maps[:3], strict=True)]
+        size = smooth[0].shape[-2:]
+        joined = torch.cat([smooth[0], *(resize(each, size) for each in (*smooth[1:], maps[3]))], dim=1)
+        logits: Tensor = self.classifier(self.fuse(joined))
+        return logits
+
+
+def auxiliary_head(in_channels: int, num_classes: int, channels: int) -> nn.Sequential:
+    """The FCN head that learns beside UPerHead: (N, C, h, w) -> (N, K, h, w)."""
+    return nn.Sequential(
+        _conv_bn_relu(in_channels, channels, 3), nn.Dropout2d(0.1), nn.Conv2d(channels, num_classes, 1)
+    )
 
 
 def _conv_bn_relu(in_channels: int, channels: int, kernel_size: int, rate: int = 1) -> nn.Sequential:

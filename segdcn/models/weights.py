@@ -121,8 +121,8 @@ class Weights:
 def read_weights(file: str | Path) -> Weights:
     """The tensors of a .safetensors file, or of one that ``torch.save`` wrote.
 
-    That is a state dict, one under the key ``state_dict``, or a checkpoint of ``segdcn-train``, of which the network's
-    are taken. Nothing that a file names is called.
+    That is a state dict, one under the key ``state_dict`` or ``model``, or a checkpoint of ``segdcn-train``, of which
+    the network's are taken. Nothing that a file names is called.
 
     Raises: FileNotFoundError; ValueError for a damaged file, or one that holds anything else.
     """
@@ -137,6 +137,8 @@ def read_weights(file: str | Path) -> Weights:
         state = read_saved(file)
     except DamagedFileError as error:
         raise UserError(f"weights file {file} is damaged or not a state dict ({error})") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         ours, state = "segdcn" in state, state["state_dict"]
         if ours:

@@ -189,7 +189,10 @@ def test_openvino_runs_without_a_call_home(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "nothing to time is called 'speed': choose from conv, aggregate, pool, step, light, runtimes, data"),
+        (
+            ["speed"],
+            "nothing to time is called 'speed': choose from conv, aggregate, pool, step, light, runtimes, data",
+        ),
         (["runtimes", "--dtype", "bfloat16"], "runtimes are compared on the CPU in float32"),
         (["conv", "dataset=voc"], "dataset=voc is for the loading of images: segdcn-benchmark data dataset=voc"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),

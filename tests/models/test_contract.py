@@ -163,4 +163,4 @@ def test_frozen_norms_train_on_one_image() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     high = torch.randn(1, 6, 4, 7)
-    assert head(Features(high, high, high)).isfinite().all()
+    assert head(Features(high, high, high, high)).isfinite().all()

@@ -144,14 +144,17 @@ def test_the_papers_head_is_two_linear_maps_per_pixel() -> None:
     weights = [head.fc6.weight[:, :, 0, 0], head.classifier.weight[:, :, 0, 0]]
     assert [tuple(weight.shape) for weight in weights] == [(1024, 6), (3, 1024)]
     expected = torch.einsum("kc,ncyx->nkyx", weights[1], torch.einsum("ci,niyx->ncyx", weights[0], high).clamp(min=0))
-    torch.testing.assert_close(head(Features(high, high, high)), expected)
+    torch.testing.assert_close(head(Features(high, high, high, high)), expected)
     assert weights[0].std().item() == pytest.approx(0.01, rel=0.1)
 
 
 def test_the_pyramid_adds_its_maps_from_coarse_to_fine() -> None:
     head = FPNHead((5, 7, 6), 3, channels=8).eval()
-    features = Features(torch.randn(2, 5, 16, 25), torch.randn(2, 7, 4, 7), torch.randn(2, 6, 2, 4))
-    low, middle, high = (conv(each) for conv, each in zip(head.lateral, features, strict=True))
+    features = Features(
+        torch.randn(2, 5, 16, 25), torch.randn(2, 3, 8, 13), torch.randn(2, 7, 4, 7), torch.randn(2, 6, 2, 4)
+    )
+    maps = (features.low, features.middle, features.high)
+    low, middle, high = (conv(each) for conv, each in zip(head.lateral, maps, strict=True))
 
     def enlarged(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return nn.functional.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
@@ -159,28 +162,28 @@ def test_the_pyramid_adds_its_maps_from_coarse_to_fine() -> None:
     total = low + enlarged(middle + enlarged(high, middle), low)
     expected = head.classifier(head.fuse(head.norm(total).clamp(min=0)))
     torch.testing.assert_close(head(features), expected)
-    for number in range(3):  # each map has its say
-        changed = [each + (place == number) for place, each in enumerate(features)]
-        assert (head(Features(*changed)) - head(features)).abs().max() > 0
+    for name in ("low", "middle", "high"):  # each map has its say
+        changed = features._replace(**{name: getattr(features, name) + 1})
+        assert (head(changed) - head(features)).abs().max() > 0
 
 
 def test_the_decoder_scores_at_stride_4_from_fine_features_and_context() -> None:
     head = V3PlusHead(6, 5, num_classes=3, output_stride=16, channels=8).eval()
     low, high = torch.randn(1, 5, 16, 25), torch.randn(1, 6, 4, 7)
-    logits = head(Features(low, high, high))
+    logits = head(Features(low, high, high, high))
     assert logits.shape == (1, 3, 16, 25)
     changed = low.clone()
     changed[0, :, 3, 20] += 1
-    difference = (head(Features(changed, high, high)) - logits).abs().sum(dim=1)[0] > 0
+    difference = (head(Features(changed, high, high, high)) - logits).abs().sum(dim=1)[0] > 0
     rows, columns = difference.nonzero().unbind(1)
     # two 3x3 convolutions: a fine pixel reaches two pixels on each side and no further
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 5, 18, 22)
-    assert (head(Features(low, high, 2 * high)) - logits).abs().max() > 0
+    assert (head(Features(low, high, high, 2 * high)) - logits).abs().max() > 0
 
 
 def test_one_image_cannot_train_image_pooling() -> None:
     high = torch.randn(1, 6, 4, 7)
-    features = Features(high, high, high)
+    features = Features(high, high, high, high)
     for head in (ASPPHead(6, 3, 16, 8), V3PlusHead(6, 6, 3, 16, 8)):
         with pytest.raises(ValueError, match=r"cannot train on a batch of one image.*model\.image_pooling=false"):
             head(features)
@@ -226,7 +229,7 @@ def test_the_layers_of_the_head_are_made_deformable_too(head: str, names: list[s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "v3"}, "head must be paper, aspp, v3plus or fpn, got 'v3'"),
+        ({"head": "v3"}, "head must be one of paper, aspp, v3plus, fpn, upernet, got 'v3'"),
         ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
         ({"head_channels": 0}, "head_channels must be positive, got 0"),
         ({"evaluation_scale": 0.5}, "evaluation_scale must be 1 or more, a factor of the image's size, got 0.5"),

@@ -134,7 +134,7 @@ def test_states_pass_between_frozen_and_learning_networks() -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_layer_of_a_backbone_is_in_one_stage(name: str) -> None:
     with torch.device("meta"):
-        backbone = build_backbone(name, 16)
+        backbone = build_backbone(name, 32)
     parts = [part for stage in backbone.stages for part in stage]
     assert len(parts) == len(set(parts))
     for parameter, _ in backbone.named_parameters():
