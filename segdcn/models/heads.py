@@ -193,7 +193,7 @@ class UPerHead(nn.Module):
         super().__init__()
         *finer, coarsest = in_channels
         self.pyramid = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(side), _conv_bn_relu(coarsest, channels, 1)) for side in self.POOLED
+            nn.Sequential(_MeansOfCells(side), _conv_bn_relu(coarsest, channels, 1)) for side in self.POOLED
         )
         self.context = _conv_bn_relu(coarsest + len(self.POOLED) * channels, channels, 3)
         self.lateral = nn.ModuleList(_conv_bn_relu(each, channels, 1) for each in finer)
@@ -218,6 +218,32 @@ class UPerHead(nn.Module):
         joined = torch.cat([smooth[0], *(resize(each, size) for each in (*smooth[1:], maps[3]))], dim=1)
         logits: Tensor = self.classifier(self.fuse(joined))
         return logits
+
+
+class _MeansOfCells(nn.Module):
+    """``nn.AdaptiveAvgPool2d(side)`` as two matrix products, which a graph for images of any size can hold.
+
+    Shape: (N, C, h, w) -> (N, C, side, side).
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (self._shares(size, x) for size in x.shape[-2:])
+        return rows @ x @ columns.T
+
+    def _shares(self, size: int, like: Tensor) -> Tensor:
+        """(side, size): what each pixel counts in the mean of each cell; cells may overlap by a pixel."""
+        cell = torch.arange(self.side, device=like.device)[:, None]
+        first, end = cell * size // self.side, ((cell + 1) * size + self.side - 1) // self.side
+        pixel = torch.arange(size, device=like.device)
+        return ((pixel >= first) & (pixel < end)).to(like.dtype) / (end - first)
+
+    def extra_repr(self) -> str:
+        """How many cells a side."""
+        return str(self.side)
 
 
 def auxiliary_head(in_channels: int, num_classes: int, channels: int) -> nn.Sequential:

@@ -189,6 +189,13 @@ def test_all_maps_have_their_say_in_upernet() -> None:
         assert (head(changed) - logits).abs().max() > 0, name
 
 
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 13)])
+def test_the_context_is_adaptive_average_pooling(size: tuple[int, int]) -> None:
+    head, x = UPerHead((4, 5, 6, 7), 3, channels=8), torch.randn(2, 7, *size)
+    for side, branch in zip((1, 2, 3, 6), head.pyramid, strict=True):
+        torch.testing.assert_close(branch[0](x), F.adaptive_avg_pool2d(x, side))
+
+
 def test_what_cannot_be_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="InternImage has output stride 32 alone, got 16"):
         build_backbone("internimage_t", 16)
