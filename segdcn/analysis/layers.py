@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from segdcn.errors import UserError
-from segdcn.models.deformable import convolutions_3x3, deformable_layers
-from segdcn.ops import DeformConv2d, kernel_points, outside_map
+from segdcn.models.deformable import convolutions_3x3, sampling_layers
+from segdcn.ops import DCNv3, DCNv4, DeformConv2d, kernel_points, outside_map
 
 Pair = tuple[int, int]
 
@@ -26,7 +26,7 @@ class LayerCall:
     """One pass through a convolution: where each cell of its output map samples its input map.
 
     name: as in ``network.named_modules()``.
-    offset: (N, 2GK, Ho, Wo), as ``deform_conv2d`` takes it.
+    offset: (N, 2GK, Ho, Wo), as ``deform_conv2d`` takes it, whatever layer it is of.
     input_size: (H, W).
     deformable: False for a plain convolution, whose offsets are zeros, G = 1.
     """
@@ -74,14 +74,16 @@ def last_layers(network: nn.Module, count: int | None = None) -> dict[str, nn.Mo
     are left out, and so are convolutions of other classes and with other than zero padding.
 
     Args:
-        count: how many at most; None takes the layers that are deformable, or 3 of a network without any.
+        count: how many at most; None takes the layers that are deformable, or 3 of a network without any. Of DCNv3
+            and DCNv4, of which a network has one in every block, it is the last 3.
     """
     if count is None:
-        if deformable := deformable_layers(network):
-            return dict(deformable)
+        if found := sampling_layers(network):
+            every = all(isinstance(layer, DeformConv2d) for layer in found.values())
+            return dict(list(found.items())[0 if every else -3 :])
         count = 3
-    found = [(name, layer) for name, layer in convolutions_3x3(network).items() if _can_be_followed(layer)]
-    return dict(found[max(0, len(found) - count) :])
+    chosen = [(name, layer) for name, layer in convolutions_3x3(network).items() if _can_be_followed(layer)]
+    return dict(chosen[max(0, len(chosen) - count) :])
 
 
 def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | None = None) -> list[LayerCall]:
@@ -117,12 +119,19 @@ def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | Non
 
 
 def follow(name: str, layer: nn.Module, seen: Callable[[LayerCall], object]) -> RemovableHandle:
-    """A hook that tells ``seen`` of each pass through a convolution, with its offsets where they were computed.
+    """A hook that tells ``seen`` of each pass through a layer, with its offsets where they were computed.
+
+    Those of DCNv3 and DCNv4 count from the convolution's grid: ``offset_scale`` is in them.
 
     Raises: UserError for a layer that samples in a way that is not known here.
     """
+    if isinstance(layer, DCNv3 | DCNv4):
+        return _follow_aggregation(name, layer, seen)
     if not _can_be_followed(layer):
-        raise UserError(f"{name} is a {type(layer).__name__}: only DeformConv2d and zero-padded nn.Conv2d are followed")
+        raise UserError(
+            f"{name} is a {type(layer).__name__}: only DeformConv2d, DCNv3, DCNv4 and zero-padded nn.Conv2d are"
+            " followed"
+        )
     padding = cast(Pair, layer.padding)
     settings = (_pair(layer.kernel_size), _pair(layer.stride), _pair(padding), _pair(layer.dilation))
 
@@ -137,6 +146,27 @@ def follow(name: str, layer: nn.Module, seen: Callable[[LayerCall], object]) -> 
     if isinstance(layer, DeformConv2d):
         return layer.offset.register_forward_hook(deformed)
     return layer.register_forward_hook(plain)
+
+
+def _follow_aggregation(name: str, layer: DCNv3 | DCNv4, seen: Callable[[LayerCall], object]) -> RemovableHandle:
+    if layer.remove_center:
+        raise UserError(f"{name} has no centre in its kernel, which is not followed")
+    side, centre = layer.kernel_size, (layer.kernel_size - 1) / 2
+    padding = layer.dilation * (side - 1) // 2
+    # how the scale draws the kernel apart, beside a convolution's
+    apart = (torch.arange(side) - centre) * layer.dilation * (layer.offset_scale - 1)
+
+    def aggregated(_: nn.Module, inputs: tuple[Tensor, ...], predicted: Tensor) -> None:
+        offset = layer.offsets(predicted.detach()).float()
+        n, height, width = offset.shape[:3]
+        # (x, y) down the kernel's columns to (y, x) along its rows
+        by_tap = offset.view(n, height, width, layer.group, side, side, 2).permute(0, 3, 5, 4, 6, 1, 2).flip(4)
+        y, x = (by_tap * layer.offset_scale).unbind(4)
+        along = apart.to(offset.device)
+        moved = torch.stack((y + along.view(side, 1, 1, 1), x + along.view(side, 1, 1)), dim=4).flatten(1, 4)
+        seen(LayerCall(name, moved, (side, side), (1, 1), (padding,) * 2, (layer.dilation,) * 2, (height, width), True))
+
+    return layer.branch.register_forward_hook(aggregated)
 
 
 def _can_be_followed(module: nn.Module) -> TypeGuard[nn.Conv2d | DeformConv2d]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import interleaved, peak_megabytes
-from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin
+from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin, sampling_layers
 from segdcn.models.cost import network_cost
 
 DEFORMABLE_LAYERS = (0, 3, 6)
@@ -89,6 +89,8 @@ def compare_cost(network: nn.Module, image: Tensor, repeats: int) -> dict[str, A
     networks = {"plain": network}
     if deformable_layers(network):
         networks = {"plain": plain_twin(network), "deformable": network}
+    elif sampling_layers(network):  # DCNv3 and DCNv4, which have no plain twin
+        networks = {"deformable": network}
     size = (image.shape[2], image.shape[3])
     calls: dict[str, Callable[[], object]] = {name: partial(one, image) for name, one in networks.items()}
     with torch.inference_mode():

@@ -9,8 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from segdcn.models import deformable_layers
-from segdcn.ops import DCNv3, DCNv4
+from segdcn.models import sampling_layers
 from segdcn.runs.files import shown
 from segdcn.training.optim import parameter_groups
 
@@ -44,10 +43,11 @@ def introduce(
 
 
 def _deformable(network: Any) -> str:
-    aggregating = [type(module).__name__ for module in network.modules() if isinstance(module, DCNv3 | DCNv4)]
-    if aggregating:
-        return f"{len(aggregating)} layers {aggregating[0]}"
-    return ", ".join(deformable_layers(network)) or "no layer"
+    layers = sampling_layers(network)
+    kinds = {type(layer).__name__ for layer in layers.values()}
+    if kinds <= {"DeformConv2d"}:
+        return ", ".join(layers) or "no layer"
+    return f"{len(layers)} layers {', '.join(sorted(kinds))}"
 
 
 def _in_words(model: DictConfig) -> str:

@@ -2,7 +2,13 @@
 
 from segdcn.models.backbones import BACKBONES, build_backbone
 from segdcn.models.deeplab import DeepLab, Deform, build_deeplab
-from segdcn.models.deformable import deformable_layers, make_deformable, plain_twin, set_fixed_dilation
+from segdcn.models.deformable import (
+    deformable_layers,
+    make_deformable,
+    plain_twin,
+    sampling_layers,
+    set_fixed_dilation,
+)
 from segdcn.models.features import Backbone, Features
 from segdcn.models.frozen import freeze_batch_norm, freeze_stages
 from segdcn.models.heads import ASPPHead, FPNHead, PaperHead, UPerHead, V3PlusHead
@@ -30,5 +36,6 @@ __all__ = [
     "load_weights",
     "make_deformable",
     "plain_twin",
+    "sampling_layers",
     "set_fixed_dilation",
 ]

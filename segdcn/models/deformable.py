@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from segdcn.errors import UserError
-from segdcn.ops import DeformConv2d
+from segdcn.ops import DCNv3, DCNv4, DeformConv2d
 
 
 def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, offset_groups: int = 1) -> list[str]:
@@ -67,6 +67,12 @@ def set_fixed_dilation(network: nn.Module, dilation: int, last: int = 3) -> list
 def deformable_layers(network: nn.Module) -> dict[str, DeformConv2d]:
     """The deformable layers of a network by name, in network order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, DeformConv2d)}
+
+
+def sampling_layers(network: nn.Module) -> dict[str, DeformConv2d | DCNv3 | DCNv4]:
+    """All layers that sample where they predict, by name, in network order."""
+    kinds = DeformConv2d | DCNv3 | DCNv4
+    return {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
 
 
 def convolutions_3x3(network: nn.Module) -> dict[str, nn.Conv2d | DeformConv2d]:

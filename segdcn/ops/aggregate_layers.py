@@ -45,6 +45,15 @@ class _Aggregation(nn.Module):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
     @property
+    def branch(self) -> nn.Linear:
+        """What predicts the offsets, (N, H, W, C) -> (N, H, W, at least 2 * G * K); see ``offsets``."""
+        raise NotImplementedError
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """The offsets among what ``branch`` predicts, as ``deform_aggregate`` takes them."""
+        raise NotImplementedError
+
+    @property
     def points(self) -> int:
         """Kernel points of all groups, G * K."""
         return self.group * (self.kernel_size**2 - self.remove_center)
@@ -112,6 +121,15 @@ class DCNv3(_Aggregation):
         self.output_proj = nn.Linear(channels, channels)
         _start(zero=(self.offset, self.mask), mixing=(self.input_proj, self.output_proj))
 
+    @property
+    def branch(self) -> nn.Linear:
+        """The map ``offset``."""
+        return self.offset
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """All that it predicts."""
+        return predicted
+
     def forward(self, input: Tensor) -> Tensor:
         """Project, predict where and how much to sample, aggregate, project."""
         projected = self.input_proj(input)
@@ -166,16 +184,28 @@ class DCNv4(_Aggregation):
             self.output_proj = nn.Linear(channels, channels, bias=output_bias)
             _start(mixing=(self.value_proj, self.output_proj))
 
+    @property
+    def branch(self) -> nn.Linear:
+        """The map ``offset_mask``."""
+        return self.offset_mask
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Of each group the first two thirds."""
+        return self._split(predicted)[0]
+
+    def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        taps = self.points // self.group
+        of_group = predicted[..., : self.points * 3].view(*predicted.shape[:3], self.group, 3 * taps)
+        return of_group[..., : 2 * taps].flatten(-2), of_group[..., 2 * taps :].flatten(-2)
+
     def forward(self, input: Tensor) -> Tensor:
         """Project, predict where and how much to sample, aggregate, project."""
         projected = input if self.without_pointwise else self.value_proj(input)
         query = input
         if self.offset_mask_dw is not None:
             query = self.offset_mask_dw(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        of_group = self.offset_mask(query)[..., : self.points * 3].unflatten(-1, (self.group, -1))
-        taps = of_group.shape[-1] // 3
-        offset, mask = of_group[..., : 2 * taps].flatten(-2), of_group[..., 2 * taps :].flatten(-2)
-        aggregated = self._aggregate(projected, offset, mask)
+        predicted = self.offset_mask(query)
+        aggregated = self._aggregate(projected, *self._split(predicted))
         output = self._blended(aggregated, projected, aggregated)
         return output if self.without_pointwise else self.output_proj(output)
 

@@ -15,7 +15,7 @@ from segdcn.data.dataset import Sample, spread_over
 from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
-from segdcn.models import deformable_layers
+from segdcn.models import sampling_layers
 from segdcn.models.cost import network_cost
 from segdcn.report.runs import PageRun
 from segdcn.report.tables import Colour
@@ -148,7 +148,7 @@ def offset_study(subject: OpenedRun, budget: float) -> tuple[Mapping[str, Any], 
     Here on as many images as ``budget`` floating point operations are enough for, within bounds. None for a network
     without deformable layers.
     """
-    if not deformable_layers(subject.predictor.network):
+    if not sampling_layers(subject.predictor.network):
         return None
     file = subject.record.folder / "analysis" / "analysis.json"
     known = _known_study(file, subject.record)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segdcn.analysis import LayerCall, chain, effective_receptive_field, last_layers, record
 from segdcn.data.dataset import Sample
 from segdcn.drawing.panels import central_pixels
-from segdcn.models import deformable_layers, plain_twin
+from segdcn.models import plain_twin, sampling_layers
 from segdcn.models.cost import network_cost
 from segdcn.report import pictures
 from segdcn.report.images import Image, OpenedRun
@@ -56,7 +56,7 @@ def viewer(runs: Sequence[OpenedRun], images: Sequence[Image], budget: float) ->
     if len(runs) == 1:
         network = first.predictor.network
         lead = "This network has no deformable layers, so that its points form the regular grid."
-        if deformable_layers(network):
+        if sampling_layers(network):
             lead = (
                 "On the left with the offsets that were learned, on the right on the regular grid of the same layers."
             )

@@ -14,7 +14,7 @@ from segdcn.analysis import sampling_points
 from segdcn.data.dataset import Sample, spread_over
 from segdcn.drawing.decoration import decoration
 from segdcn.drawing.panels import central_pixels, comparison_panel, sampling_panel
-from segdcn.models import deformable_layers
+from segdcn.models import sampling_layers
 from segdcn.runs.files import write_png
 from segdcn.training.folders import output_path
 
@@ -62,7 +62,7 @@ class Panels(pl.Callback):
         names, palette = [str(one) for one in data.dataset.class_names], data.dataset.palette
         panel = comparison_panel(sample.image, sample.label, prediction, names, palette, sample.name)
         write_png(self.folder / f"{name}.png", panel)
-        if deformable_layers(network):
+        if sampling_layers(network):
             # an image without a label: where it is looked at then, the network says
             pixels = central_pixels(sample.label) or central_pixels(prediction)
             points = sampling_points(network, image, pixels)

@@ -6,7 +6,8 @@ from torch import nn
 
 from segdcn.analysis import last_layers, record
 from segdcn.models import Deform, build_deeplab, make_deformable, plain_twin
-from segdcn.ops import DeformConv2d
+from segdcn.ops import DCNv3, DCNv4, DeformConv2d
+from segdcn.ops.aggregate import _Geometry
 
 NAMES = ["backbone.layer3.0.conv2", "backbone.layer4.0.conv1", "backbone.layer4.0.conv2"]
 
@@ -84,3 +85,42 @@ def test_the_network_is_left_as_it_was() -> None:
     with pytest.raises(RuntimeError):  # of the network itself, for an image of four channels
         record(one.eval(), torch.zeros(1, 4, 64, 64))
     assert not any(module._forward_hooks for module in one.modules())
+
+
+class ChannelsLast(nn.Sequential):
+    """Layers that take channels last, within a network that does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("kind", [DCNv3, DCNv4])
+@pytest.mark.parametrize(("kernel_size", "dilation", "scale"), [(3, 1, 1.0), (5, 1, 0.5), (3, 2, 2.0)])
+def test_an_aggregation_is_followed_to_where_it_samples(
+    kind: type, kernel_size: int, dilation: int, scale: float
+) -> None:
+    torch.manual_seed(0)
+    layer = kind(8, kernel_size, dilation, group=2, offset_scale=scale)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    seen = []
+    layer.branch.register_forward_hook(lambda module, inputs, predicted: seen.append(layer.offsets(predicted)))
+    net = ChannelsLast(layer).eval()
+    (call,) = record(net, torch.randn(2, 8, 6, 7), {"0": layer})
+    padding = dilation * (kernel_size - 1) // 2
+    sides = [[kernel_size] * 2, [1, 1], [padding] * 2, [dilation] * 2]
+    offset = seen[0].view(2, 6, 7, 2, kernel_size**2, 2)
+    y, x = _Geometry(2, *sides, scale, False).points(offset, torch.arange(6)[:, None], torch.arange(7))
+    # (N, H, W, G, points down the columns) -> (N, G, points along the rows, H, W)
+    expected = [
+        each.view(2, 6, 7, 2, kernel_size, kernel_size).permute(0, 3, 5, 4, 1, 2).flatten(2, 3) for each in (y, x)
+    ]
+    torch.testing.assert_close(call.taps, torch.stack(expected, dim=3))
+    assert call.input_size == call.output_size == (6, 7)
+    assert list(last_layers(ChannelsLast(*(kind(8, group=2) for _ in range(5))))) == ["2", "3", "4"]
+
+
+def test_a_kernel_without_its_centre_is_not_followed() -> None:
+    net = ChannelsLast(DCNv4(8, group=2, remove_center=True)).eval()
+    with pytest.raises(ValueError, match="0 has no centre in its kernel"):
+        record(net, torch.randn(1, 8, 6, 7))
