@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from segdcn.data.ade20k import ADE20K
 from segdcn.data.camvid import CamVid
 from segdcn.data.cityscapes import Cityscapes
 from segdcn.data.dataset import Sample
@@ -14,7 +15,17 @@ from segdcn.data.voc import VOC
 if TYPE_CHECKING:
     from segdcn.data.datamodule import SegmentationDataModule
 
-__all__ = ["VOC", "CamVid", "Cityscapes", "ImageFolder", "Sample", "SegmentationDataModule", "Shapes", "class_weights"]
+__all__ = [
+    "ADE20K",
+    "VOC",
+    "CamVid",
+    "Cityscapes",
+    "ImageFolder",
+    "Sample",
+    "SegmentationDataModule",
+    "Shapes",
+    "class_weights",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from segdcn.errors import UserError
+from segdcn.models.internimage import VARIANTS
 
 # mmsegmentation's UPerHead and FCNHead, of InternImage's files for example
 _MMSEGMENTATION = (
@@ -32,6 +34,36 @@ def under_our_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if "decode_head.conv_seg.weight" in tensors:
         return from_mmsegmentation_upernet(tensors)
     return tensors
+
+
+def upernet_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What ``build_deeplab`` is called with for the network of mmsegmentation's UperNet state dict, and num_classes.
+
+    Raises: UserError where the backbone is none of InternImage's.
+    """
+    found = [
+        name
+        for name, variant in VARIANTS.items()
+        if (stem := tensors.get("backbone.patch_embed.conv2.weight")) is not None
+        and len(stem) == variant.channels
+        and variant.flash == ("backbone.levels.0.blocks.0.dcn.offset_mask.weight" in tensors)
+        and all(
+            (f"backbone.levels.{level}.blocks.{depth - 1}.norm1.0.weight" in tensors)
+            and (f"backbone.levels.{level}.blocks.{depth}.norm1.0.weight" not in tensors)
+            for level, depth in enumerate(variant.depths)
+        )
+    ]
+    if not found:
+        raise UserError(f"an UperNet whose backbone is none of {', '.join(VARIANTS)}")
+    return {
+        "num_classes": len(tensors["decode_head.conv_seg.weight"]),
+        "backbone": found[0],
+        "head": "upernet",
+        "output_stride": 32,
+        "weights": None,
+        "head_channels": tensors["decode_head.conv_seg.weight"].shape[1],
+        "auxiliary": "auxiliary_head.conv_seg.weight" in tensors,
+    }
 
 
 def from_mmsegmentation_upernet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segdcn.data import ADE20K, Cityscapes
+from segdcn.data.dataset import voc_palette
 from segdcn.data.transforms import EvalTransform
 from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.inference.windows import Inference
 from segdcn.models.contract import giving_logits
+from segdcn.models.published import from_mmsegmentation_upernet, upernet_settings
 from segdcn.models.weights import NETWORK, DamagedFileError, misfit, read_saved
 from segdcn.runs.files import typed
 from segdcn.runs.folder import check_checkpoint, run_folder_of
@@ -171,7 +174,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
-    """Read a checkpoint of ours, plain values and tensors only.
+    """Read a checkpoint of ours, plain values and tensors only, or an UperNet of InternImage's authors.
 
     Raises: MissingFileError, or UserError when the file is damaged, not from segdcn or from another version of it; one
         line each.
@@ -184,6 +187,8 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
             f"{path} cannot be read as a checkpoint: it is damaged, truncated or no checkpoint"
             f" ({error}){_another(path)}"
         ) from error
+    if isinstance(content, dict) and "segdcn" not in content and "decode_head.conv_seg.weight" in _tensors(content):
+        return _published(path, content)
     if not isinstance(content, dict) or not isinstance(content.get("segdcn"), dict):
         raise UserError(f"{path} is not a segdcn checkpoint: it lacks the description of its run")
     description = content["segdcn"]
@@ -206,6 +211,50 @@ def read_checkpoint(path: Path, trust: bool = False) -> Checkpoint:
         raise UserError(
             f"{path} lacks a part of the description of its run ({error}): it is damaged, or something else wrote it"
         ) from error
+
+
+def _tensors(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    state = content.get("state_dict")
+    return state if isinstance(state, Mapping) else content
+
+
+def _published(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    """A file that mmsegmentation wrote for an UperNet on InternImage, described as one of ours.
+
+    Its classes are those that it names, else ADE20K's or Cityscapes' where there are as many.
+    """
+    tensors = _of_tensors(_tensors(content))
+    try:
+        settings = upernet_settings(tensors)
+    except UserError as error:
+        raise UserError(f"{path} is {error}, which is not known here") from None
+    number = settings.pop("num_classes")
+    known = next((each for each in (ADE20K, Cityscapes) if len(each.class_names) == number), None)
+    meta = content.get("meta")
+    named = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    if isinstance(named, list | tuple) and len(named) == number:
+        names = [str(name).strip() for name in named]
+        known = known if known is not None and names == list(known.class_names) else None
+    else:
+        names = [str(name) for name in (known.class_names if known is not None else range(number))]
+    palette = known.palette if known is not None else voc_palette(number)
+    return Checkpoint(
+        path,
+        {},
+        {
+            "dataset": {} if known is None else {"_target_": f"segdcn.data.{known.__name__}"},
+            "datamodule": {"_target_": "segdcn.data.SegmentationDataModule", "crop_size": [512, 512]},
+            "model": {
+                "_target_": "segdcn.models.build_deeplab",
+                **settings,
+                "deform": {"_target_": "segdcn.models.Deform", "layers": 0},
+            },
+            "loss": {"_target_": "segdcn.training.losses.SegmentationLoss"},
+        },
+        names,
+        [list(colour) for colour in palette],
+        {NETWORK + name: value for name, value in from_mmsegmentation_upernet(tensors).items()},
+    )
 
 
 def _of_texts(values: Any, name: str) -> dict[str, Any]:
@@ -259,7 +308,8 @@ def load(
     """The network of a checkpoint, ready to predict: ``predictor = segdcn.load("best.ckpt"); predictor("a.jpg")``.
 
     Args:
-        path: a checkpoint that ``segdcn-train`` or a training from Python wrote.
+        path: a checkpoint that ``segdcn-train`` or a training from Python wrote, or an UperNet file of InternImage's
+            authors.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", ...
         inference, max_pixels: see ``Predictor``.
         network: for a checkpoint of a network of your own: the network, built as it was for the training. None builds

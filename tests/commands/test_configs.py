@@ -41,6 +41,7 @@ def given(name: str, root: object) -> tuple[str, ...]:
 # what a user must say; a name, since only a command knows which options were chosen
 GIVEN = ("name=test", "output_dir=somewhere")
 REQUIRED = {
+    "dataset=ade20k": ("dataset.root=x",),
     "dataset=camvid": ("dataset.root=x",),
     "dataset=cityscapes": ("dataset.root=x",),
     "dataset=folder": ("dataset.root=x",),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import segdcn
 from segdcn.models import Deform, Features, UPerHead, build_backbone, build_deeplab, from_mmsegmentation_upernet
 from segdcn.models.cost import network_cost
 from segdcn.models.internimage import VARIANTS, InternImage
@@ -61,9 +62,10 @@ def test_each_stage_is_the_authors(case: str) -> None:
     assert np.allclose(ours, AUTHORS["stages"][case], rtol=0, atol=1e-6)
 
 
-def test_a_published_upernet_gives_the_authors_logits(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as InternImage's authors publish their UperNets, with the values of ``fill``."""
     ours = build_deeplab(150, "internimage_t", "upernet", None, weights=None, deform=Deform(0), auxiliary=True)
-    ours.settings = None
     inverse = {new: old for old, new in names_of_mmsegmentation(ours).items()}
     theirs = nn.Module()
     for name, tensor in ours.state_dict().items():
@@ -77,15 +79,43 @@ def test_a_published_upernet_gives_the_authors_logits(tmp_path: Path) -> None:
     fill(theirs)
     state = theirs.state_dict()
     assert {"decode_head.psp_modules.3.1.conv.weight", "auxiliary_head.convs.0.bn.running_var"} <= state.keys()
-    file = tmp_path / "upernet_internimage_t_512_160k_ade20k.pth"
-    torch.save({"meta": {"CLASSES": ["wall"] * 150}, "state_dict": state}, file)
+    file = tmp_path_factory.mktemp("published") / "upernet_internimage_t_512_160k_ade20k.pth"
+    torch.save({"meta": {"epoch": 127, "config": "text"}, "state_dict": state}, file)
+    return file
 
-    network = build_deeplab(150, "internimage_t", "upernet", None, weights=str(file), deform=Deform(0), auxiliary=True)
+
+def test_a_published_upernet_gives_the_authors_logits(published: Path) -> None:
+    network = build_deeplab(
+        150, "internimage_t", "upernet", None, weights=str(published), deform=Deform(0), auxiliary=True
+    )
     for size, expected in AUTHORS["upernet"].items():
         with torch.no_grad():
             logits = network.eval().training_logits(image(*map(int, size.split("x"))).float())
         found = [[t.mean().item(), t.std().item(), t[0, 1, 1, 1].item(), t[0, -1, -1, -1].item()] for t in logits]
         assert np.allclose(found, expected, rtol=0, atol=1e-5), size
+
+
+def test_a_published_upernet_is_opened_as_it_is(published: Path, tmp_path: Path) -> None:
+    predictor = segdcn.load(published, device="cpu")
+    assert (predictor.class_names[0], predictor.class_names[149]) == ("wall", "flag")  # ADE20K's, which has 150
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    prediction = predictor(pixels)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
+    network = build_deeplab(
+        150, "internimage_t", "upernet", None, weights=str(published), deform=Deform(0), auxiliary=True
+    )
+    with torch.no_grad():
+        logits = network.eval()(((torch.from_numpy(pixels).permute(2, 0, 1) - mean) / std)[None])
+    assert (torch.from_numpy(prediction.labels) == logits.argmax(1)[0]).float().mean() > 0.999
+
+    content = torch.load(published, weights_only=True)
+    content["meta"]["CLASSES"] = [f"thing {number}" for number in range(150)]
+    torch.save(content, tmp_path / "mine.pth")
+    assert segdcn.load(tmp_path / "mine.pth", device="cpu").class_names[2] == "thing 2"
+    content["state_dict"]["backbone.patch_embed.conv2.weight"] = torch.zeros(7, 32, 3, 3)
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is an UperNet whose backbone is none of internimage_t, "):
+        segdcn.load(tmp_path / "other.pth", device="cpu")
 
 
 def names_of_mmsegmentation(network: nn.Module) -> dict[str, str]:
