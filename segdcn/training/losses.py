@@ -99,24 +99,26 @@ class SegmentationLoss(nn.Module):
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
 
         # No reduction: torch's own mean is NaN without labelled pixels and not deterministic on CUDA.
-        pixel_losses = F.cross_entropy(
-            logits,
-            label,
-            weight=weights,
-            ignore_index=self.ignore_index,
-            reduction="none",
-            label_smoothing=self.label_smoothing,
-        )  # (N, H, W), 0 where ignored
+        def cross_entropy(scores: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+            """(N, H, W), 0 where ignored."""
+            return F.cross_entropy(
+                scores, label, weight, ignore_index=self.ignore_index, reduction="none", label_smoothing=smoothing
+            )
+
         valid = label != self.ignore_index
-        if weights is None:
-            pixel_weights = valid.to(logits.dtype)
-        else:
+        pixel_weights = valid.to(logits.dtype)
+        if weights is not None:
             pixel_weights = torch.where(valid, weights[label.where(valid, 0)], 0)
+        if self.label_smoothing:
+            pixel_losses = cross_entropy(logits, weights, self.label_smoothing)
+            surprise = pixel_losses if self.ohem_threshold is None else cross_entropy(logits.detach())
+        else:
+            surprise = cross_entropy(logits)
+            pixel_losses = surprise if weights is None else surprise * pixel_weights
 
         if self.ohem_fraction is not None or self.ohem_threshold is not None:
-            pixel_losses, pixel_weights = pixel_losses[valid], pixel_weights[valid]
-            kept = self._hardest(pixel_losses, logits, label)
-            pixel_losses, pixel_weights = pixel_losses[kept], pixel_weights[kept]
+            kept = self._hardest(pixel_losses.detach(), surprise.detach(), valid)
+            pixel_losses, pixel_weights = pixel_losses * kept, pixel_weights * kept
         loss = self._mean(pixel_losses.sum(), pixel_weights.sum())
         if self.region_loss is not None and valid.any():  # without one Lovász is no number
             loss = loss + self.region_weight * self.region_loss(logits, label)
@@ -127,20 +129,20 @@ class SegmentationLoss(nn.Module):
             return _mean_over_processes(total_loss, total_weight)
         return total_loss / total_weight.where(total_weight > 0, 1)
 
-    def _hardest(self, pixel_losses: Tensor, logits: Tensor, label: Tensor) -> Tensor:
-        """Which of the labelled pixels to keep, by their losses (M,): an index of them."""
-        count = len(pixel_losses)
+    def _hardest(self, pixel_losses: Tensor, surprise: Tensor, valid: Tensor) -> Tensor:
+        """Which of the labelled pixels to keep, bool (N, H, W).
+
+        surprise: minus the logarithm of the true class's probability, for the threshold.
+        """
+        count = int(valid.sum())
         least = min(count, max(1, round((self.ohem_fraction or 0.0) * count)))
         if self.ohem_threshold is not None:
-            # by the probabilities alone, without the weights and the smoothing of the losses
-            surprise = pixel_losses.detach()
-            if self.class_weights is not None or self.label_smoothing:
-                every = F.cross_entropy(logits.detach(), label, ignore_index=self.ignore_index, reduction="none")
-                surprise = every[label != self.ignore_index]
-            hard = surprise > -math.log(self.ohem_threshold)
+            hard = (surprise > -math.log(self.ohem_threshold)) & valid
             if hard.sum() >= least:
                 return hard
-        return pixel_losses.topk(least, sorted=False).indices
+        chosen = torch.zeros_like(valid).flatten()
+        candidates = pixel_losses.flatten().masked_fill(~valid.flatten(), -1)  # losses are not negative
+        return chosen.index_fill_(0, candidates.topk(least, sorted=False).indices, True).view_as(valid)
 
     def _check_shapes(self, logits: Tensor, label: Tensor) -> None:
         if logits.ndim != 4 or label.shape != (len(logits), *logits.shape[2:]):
