@@ -172,7 +172,7 @@ def test_a_wild_coordinate_reads_the_ring_and_gets_no_gradient(bad: float) -> No
         assert row.min() >= 0
         assert row.max() < 5 * 7
         assert not rows_with_ring(torch.ones(1, 1, 3, 5))[row[0].long()].any()  # four cells of the ring
-        y, x = point_gradient(points, torch.arange(8.0).view(2, 4))
+        y, x = point_gradient(points, torch.arange(8.0).view(2, 4).unbind(-1))
         assert (y[0], x[0]) == (0, 0)
         assert (y[1], x[1]) == (2, 1)  # d/dy of 4(1-y)(1-x) + 5(1-y)x + 6y(1-x) + 7yx, and d/dx
 
