@@ -31,8 +31,10 @@ def main(config: DictConfig) -> float:
     from segdcn.commands.build import quiet_libraries
     from segdcn.commands.resume import resumed
     from segdcn.commands.run_folder import in_run_folder
+    from segdcn.data.memory import keep_freed_memory
 
     die_with_parent()
+    keep_freed_memory()
     quiet_libraries()
     if config.resume:
         config = resumed(config, list(HydraConfig.get().overrides.task))
