@@ -16,6 +16,7 @@ from torchvision.ops import StochasticDepth
 from segdcn.errors import UserError
 from segdcn.models.features import Backbone, Features
 from segdcn.ops import DCNv3, DCNv4
+from segdcn.ops.aggregate_layers import ChannelsLast
 
 # what the authors' files for classification hold behind the backbone
 CLASSIFIER = ("conv_head.", "head.", "dcnv3_head_", "clip_projector.", "fc_norm.")
@@ -140,10 +141,10 @@ class _Stem(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = nn.Sequential(_ChannelsLast(), _norm(channels // 2))
+        self.norm1 = nn.Sequential(ChannelsLast(), _norm(channels // 2))
         self.act = nn.GELU()
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
-        self.norm2 = nn.Sequential(_ChannelsLast(), _norm(channels))
+        self.norm2 = nn.Sequential(ChannelsLast(), _norm(channels))
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(image)))
@@ -157,7 +158,7 @@ class _Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.Sequential(_ChannelsLast(), _norm(2 * channels))
+        self.norm = nn.Sequential(ChannelsLast(), _norm(2 * channels))
 
     def forward(self, x: Tensor) -> Tensor:
         halved: Tensor = self.norm(self.conv(x.permute(0, 3, 1, 2)))
@@ -213,27 +214,23 @@ class _Block(nn.Module):
             )
         self.drop_path = StochasticDepth(drop_path, "row")
         self.mlp = _MLP(channels, variant.biases)
-        self.layer_scale, self.res_post_norm = variant.layer_scale, variant.res_post_norm
-        if variant.layer_scale:
-            self.gamma1, self.gamma2 = (nn.Parameter(torch.ones(channels)) for _ in range(2))
-        if variant.res_post_norm:
-            self.res_post_norm1 = nn.Sequential(_norm(channels))
-            self.res_post_norm2 = nn.Sequential(_norm(channels))
+        self.gamma1, self.gamma2 = (
+            nn.Parameter(torch.ones(channels)) if variant.layer_scale else None for _ in range(2)
+        )
+        self.res_post_norm1, self.res_post_norm2 = (
+            nn.Sequential(_norm(channels)) if variant.res_post_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self._layer(x))
-        after: Tensor = x + self.drop_path(self._mlp(x))
-        return after
+        x = self._added(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)
+        return self._added(x, self.mlp, self.norm2, self.res_post_norm2, self.gamma2)
 
-    def _layer(self, x: Tensor) -> Tensor:
-        x = self.norm1(self.dcn(x)) if self.post_norm else self.dcn(self.norm1(x))
-        x = self.res_post_norm1(x) if self.res_post_norm else x
-        return self.gamma1 * x if self.layer_scale else x
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        x = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
-        x = self.res_post_norm2(x) if self.res_post_norm else x
-        return self.gamma2 * x if self.layer_scale else x
+    def _added(
+        self, x: Tensor, layer: nn.Module, norm: nn.Module, last_norm: nn.Module, factor: Tensor | None
+    ) -> Tensor:
+        change: Tensor = last_norm(norm(layer(x)) if self.post_norm else layer(norm(x)))
+        added: Tensor = x + self.drop_path(change if factor is None else factor * change)
+        return added
 
 
 class _MLP(nn.Module):
@@ -246,13 +243,6 @@ class _MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.fc2(self.act(self.fc1(x)))
         return mixed
-
-
-class _ChannelsLast(nn.Module):
-    """(N, C, H, W) -> (N, H, W, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1)
 
 
 def _norm(channels: int) -> nn.LayerNorm:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.ops.checks import IntPair, check_tensors, two
+from segdcn.ops.checks import IntPair, check_least, check_tensors, output_size, two
 from segdcn.ops.sampling import (
     Bags,
     Points,
@@ -27,10 +27,10 @@ from segdcn.ops.sampling import (
     gather_sum,
     locate,
     map_from_rows,
-    outside_map,
     point_gradient,
     rows_for_dots,
     rows_with_ring,
+    sampling_grid,
     scatter_corners,
     sum_dtype,
     table_row,
@@ -288,11 +288,8 @@ def _by_grid_sample(
     groups, taps = geometry.groups, geometry.taps
     row, column = (torch.arange(count, device=input.device) for count in (rows, columns))
     y, x = geometry.points(offset.view(n, rows, columns, groups, taps, 2), row[:, None], column)
-    outside = outside_map(y, x, height, width)
-    # align_corners=False: with True a map of one row or column has no coordinates
-    grid = torch.stack([(2 * at + 1) / side - 1 for at, side in ((x, width), (y, height))], dim=-1)
-    grid = grid.masked_fill(outside[..., None], -3.0)  # whole maps away, also where it was not finite
-    grid = grid.to(dtype).permute(0, 3, 1, 2, 4, 5).reshape(n * groups, rows * columns, taps, 2)
+    grid = sampling_grid(y, x, height, width).to(dtype).permute(0, 3, 1, 2, 4, 5)
+    grid = grid.reshape(n * groups, rows * columns, taps, 2)
     maps = input.to(dtype).permute(0, 3, 1, 2).reshape(n * groups, channels // groups, height, width)
     samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     factor = mask.to(dtype).view(n, rows * columns, groups, taps).transpose(1, 2)
@@ -317,18 +314,11 @@ def _check_shapes(
         )
     if 0 in input.shape[1:3]:
         raise ValueError(f"input must have at least one pixel, got {tuple(input.shape)}")
-    for name, values, lowest in (
-        ("kernel_size", kernel, 1),
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
-        if min(values) < lowest:
-            raise ValueError(f"{name} must be {lowest} or more, got {values}")
+    check_least(kernel_size=(kernel, 1), stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1))
     if remove_center and (kernel == (1, 1) or 0 in (kernel[0] % 2, kernel[1] % 2)):
         raise ValueError(f"remove_center needs a kernel_size that is odd and not 1 x 1, got {kernel[0]} x {kernel[1]}")
     taps = kernel[0] * kernel[1] - remove_center
-    out = [(input.shape[1 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+    out = output_size(input.shape[1:3], kernel, stride, padding, dilation)
     if min(out) < 1:
         raise ValueError(f"input of {tuple(input.shape[1:3])} pixels, padding included, is smaller than the kernel")
     channels, groups = input.shape[3], mask.shape[3] // taps

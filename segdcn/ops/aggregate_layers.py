@@ -45,15 +45,6 @@ class _Aggregation(nn.Module):
             self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
 
     @property
-    def branch(self) -> nn.Linear:
-        """What predicts the offsets, (N, H, W, C) -> (N, H, W, at least 2 * G * K); see ``offsets``."""
-        raise NotImplementedError
-
-    def offsets(self, predicted: Tensor) -> Tensor:
-        """The offsets among what ``branch`` predicts, as ``deform_aggregate`` takes them."""
-        raise NotImplementedError
-
-    @property
     def points(self) -> int:
         """Kernel points of all groups, G * K."""
         return self.group * (self.kernel_size**2 - self.remove_center)
@@ -112,7 +103,7 @@ class DCNv3(_Aggregation):
         )
         self.dw_conv = nn.Sequential(
             _depthwise(channels, dw_kernel_size or kernel_size),
-            nn.Sequential(_ChannelsLast(), nn.LayerNorm(channels, eps=1e-6)),
+            nn.Sequential(ChannelsLast(), nn.LayerNorm(channels, eps=1e-6)),
             nn.GELU(),
         )
         self.offset = nn.Linear(channels, self.points * 2)
@@ -123,11 +114,11 @@ class DCNv3(_Aggregation):
 
     @property
     def branch(self) -> nn.Linear:
-        """The map ``offset``."""
+        """What predicts the offsets, see ``offsets``: the map ``offset``."""
         return self.offset
 
     def offsets(self, predicted: Tensor) -> Tensor:
-        """All that it predicts."""
+        """The offsets among what ``branch`` predicts, as ``deform_aggregate`` takes them: all of it."""
         return predicted
 
     def forward(self, input: Tensor) -> Tensor:
@@ -186,11 +177,11 @@ class DCNv4(_Aggregation):
 
     @property
     def branch(self) -> nn.Linear:
-        """The map ``offset_mask``."""
+        """What predicts the offsets, see ``offsets``: the map ``offset_mask``."""
         return self.offset_mask
 
     def offsets(self, predicted: Tensor) -> Tensor:
-        """Of each group the first two thirds."""
+        """The offsets among what ``branch`` predicts: of each group the first two thirds."""
         return self._split(predicted)[0]
 
     def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +201,7 @@ class DCNv4(_Aggregation):
         return output if self.without_pointwise else self.output_proj(output)
 
 
-class _ChannelsLast(nn.Module):
+class ChannelsLast(nn.Module):
     """(N, C, H, W) -> (N, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -53,6 +53,13 @@ def check_map(input: Tensor) -> None:
         raise ValueError(f"input must have at least one pixel, got {tuple(input.shape)}")
 
 
+def check_least(**settings: tuple[int | tuple[int, ...], int]) -> None:
+    """ValueError that names the setting unless each value, given with its least one, is that or more on every axis."""
+    for name, (value, least) in settings.items():
+        if min(value if isinstance(value, tuple) else (value,)) < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
 def output_size(
     size: Sequence[int], kernel: Sequence[int], stride: IntPair, padding: IntPair, dilation: IntPair
 ) -> list[int]:

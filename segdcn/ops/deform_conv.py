@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segdcn.ops.checks import (
     IntPair,
     autocast_dtype,
+    check_least,
     check_map,
     check_tensors,
     convolve,
@@ -125,9 +126,7 @@ def _check_shapes(
             f"got {tuple(input.shape)}, {tuple(offset.shape)} and {tuple(weight.shape)}"
         )
     check_map(input)
-    for name, values, lowest in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(values) < lowest:
-            raise ValueError(f"{name} must be {lowest} or more, got {values}")
+    check_least(stride=(stride, 1), padding=(padding, 0), dilation=(dilation, 1))
     n, channels = input.shape[:2]
     per_group, kernel = weight.shape[1], weight.shape[2:]
     if 0 in kernel:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.ops.sampling import kernel_points, outside_map
+from segdcn.ops.sampling import kernel_points, sampling_grid
 
 
 def grid_sample_conv2d(
@@ -34,12 +34,8 @@ def grid_sample_conv2d(
     offset_groups = offset.shape[1] // (2 * points)
 
     y, x = kernel_points(offset, (kernel_h, kernel_w), stride, padding, dilation)
-    outside = outside_map(y, x, height, width)
-    # align_corners=False: with True a map of one row or column has no coordinates
-    grid = torch.stack([(2 * at + 1) / side - 1 for at, side in ((x, width), (y, height))], dim=-1)
-    grid = grid.masked_fill(outside[..., None], -3.0)  # whole maps away, also where it was not finite
     maps = input.to(dtype).reshape(n * offset_groups, channels // offset_groups, height, width)
-    grid = grid.to(dtype).reshape(n * offset_groups, points * out_h, out_w, 2)
+    grid = sampling_grid(y, x, height, width).to(dtype).reshape(n * offset_groups, points * out_h, out_w, 2)
     samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if mask is not None:
         samples = samples * mask.to(dtype).reshape(n * offset_groups, 1, points * out_h, out_w)

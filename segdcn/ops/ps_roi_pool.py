@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.ops.checks import IntPair
+from segdcn.ops.checks import IntPair, check_least
 from segdcn.ops.regions import (
     images_and_corners,
     like_offset,
@@ -60,13 +60,7 @@ def deform_ps_roi_pool(
     Source: Dai et al. 2017, section 2.2; rounding and borders: the authors' deformable_psroi_pooling.cu.
     """
     size = output_pair(output_size)
-    for name, value, lowest in (
-        ("output_channels", output_channels, 0),
-        ("group_size", group_size, 1),
-        ("sample_per_part", sample_per_part, 1),
-    ):
-        if value < lowest:
-            raise ValueError(f"{name} must be {lowest} or more, got {value}")
+    check_least(output_channels=(output_channels, 0), group_size=(group_size, 1), sample_per_part=(sample_per_part, 1))
     input = pooled_map(input, rois, offset)
     if input.shape[1] != output_channels * group_size**2:
         raise ValueError(

@@ -56,6 +56,16 @@ def outside_map(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
     return ~((y > -1) & (y < height) & (x > -1) & (x < width))
 
 
+def sampling_grid(y: Tensor, x: Tensor, height: int, width: int) -> Tensor:
+    """Points in pixels of an H x W map as ``grid_sample`` takes them with corners not aligned: (...) -> (..., 2).
+
+    Those outside are whole maps away, also where they are not finite.
+    """
+    # corners not aligned: else a map of one row or column has no coordinates
+    grid = torch.stack([(2 * at + 1) / side - 1 for at, side in ((x, width), (y, height))], dim=-1)
+    return grid.masked_fill(outside_map(y, x, height, width)[..., None], -3.0)
+
+
 def rows_with_ring(input: Tensor, groups: int = 1) -> Tensor:
     """A map as a table of rows: (N, C, H, W) -> (R, C / groups), the rows of one cell next to each other."""
     n, channels, height, width = input.shape
@@ -178,16 +188,7 @@ def scatter_sum(table: Tensor, bags: Bags, sums: Tensor) -> None:
     A gather as well, with rows and bags exchanged: for each row the list of the bags that read it. Several times
     faster than adding entry by entry (index_add_), and the order of summation is fixed.
     """
-    if not len(bags.row):
-        return
-    key, order = torch.sort(bags.row, stable=True)
-    # only the stretch of the table that is read at all
-    first, last = int(key[0]), int(key[-1])
-    count = torch.bincount(key - first)
-    start = (count.cumsum(0) - count).to(key.dtype)
-    # index_select is several times faster than indexing with brackets
-    by_row = Bags(bags.owner.index_select(0, order), bags.weight.index_select(0, order), start, key)
-    table[first : last + 1] += gather_sum(sums, by_row)
+    scatter_corners(table, [(bags.row, bags.weight)], bags.owner, sums)
 
 
 def scatter_corners(table: Tensor, corners: Sequence[tuple[Tensor, Tensor]], owner: Tensor, sums: Tensor) -> None:
@@ -198,10 +199,11 @@ def scatter_corners(table: Tensor, corners: Sequence[tuple[Tensor, Tensor]], own
     if not len(owner):
         return
     key, order = torch.sort(corners[0][0], stable=True)
+    # only the stretch of the table that is read at all
     first, last = int(key[0]), int(key[-1])
     count = torch.bincount(key - first)
     start = (count.cumsum(0) - count).to(key.dtype)
-    owner = owner.index_select(0, order)
+    owner = owner.index_select(0, order)  # several times faster than indexing with brackets
     for row, weight in corners:
         shift = int(row[0] - corners[0][0][0])
         bags = Bags(owner, weight.index_select(0, order), start, key)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segdcn.analysis import LayerCall, follow
 from segdcn.errors import UserError
-from segdcn.models import sampling_layers
+from segdcn.models import deformable_layers, sampling_layers
 
 
 class TrainingStopped(UserError):  # noqa: N818  (it reads as what happened)
@@ -64,7 +64,7 @@ class OffsetHealth(pl.Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             layer = _first_not_finite(_network(pl_module), self._image)
         where = f"{layer} is the first layer whose output is not finite" if layer else "all logits are finite"
-        offsets = " (or task.offset_lr_mult)" if sampling_layers(_network(pl_module)) else ""
+        offsets = " (or task.offset_lr_mult)" if deformable_layers(_network(pl_module)) else ""
         return TrainingStopped(
             f"{what} at step {trainer.global_step}: {where}; "
             f"lower optimizer.lr{offsets}, or set trainer.gradient_clip_val=10"
