@@ -63,7 +63,8 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
         model.backbone = ON_GPU if _on_gpu(config.trainer) else ON_CPU
     if model.get("head") == "auto":
         model.head = LIGHT_HEAD if model.backbone == ON_CPU else "v3plus"
-    if str(model.get("_target_")).endswith(".build_deeplab") and model.get("output_stride", 16) is None:
+    ours = str(model.get("_target_")).endswith(".build_deeplab") and {"head", "backbone"} <= model.keys()
+    if ours and model.get("output_stride", 16) is None:
         model.output_stride = suited_stride(model.head, model.backbone)
     if by_machine and model.backbone == ON_CPU:
         lines.append(

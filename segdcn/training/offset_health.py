@@ -73,7 +73,11 @@ class OffsetHealth(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._sums, self._lengths = {}, {}
         layers = sampling_layers(_network(pl_module))
-        self._handles = [follow(name, layer, self._measure) for name, layer in layers.items()]
+        self._handles = [
+            follow(name, layer, self._measure)
+            for name, layer in layers.items()
+            if not getattr(layer, "remove_center", False)  # of DCNv3 and DCNv4: not followed
+        ]
 
     def _measure(self, call: LayerCall) -> None:
         length = call.offset_lengths().flatten()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segdcn.commands.train import main
-from segdcn.ops import DeformConv2d
+from segdcn.ops import DCNv3, DCNv4, DeformConv2d
 from segdcn.training.checkpointing import Checkpoint
 from segdcn.training.figures import MetricsFile
 from segdcn.training.offset_health import OffsetHealth
@@ -76,6 +76,15 @@ def test_offset_health_is_what_a_loop_over_all_samples_finds(modulated: bool) ->
 
 def test_network_without_deformable_layers_has_no_offset_figures() -> None:
     assert validate(nn.Conv2d(4, 2, 3), [torch.randn(1, 4, 5, 7)]) == {}
+
+
+@pytest.mark.parametrize("kind", [DCNv3, DCNv4])
+def test_aggregations_are_watched_but_those_without_a_centre(kind: type) -> None:
+    x = torch.randn(1, 6, 7, 8)  # channels last
+    assert set(validate(nn.Sequential(kind(8, group=2)), [x])) == {
+        f"offset/0/{key}" for key in ("mean", "p95", "outside")
+    }
+    assert validate(nn.Sequential(kind(8, group=2, remove_center=True)), [x]) == {}
 
 
 def damage(monkeypatch: pytest.MonkeyPatch, parameter: str, value: float) -> None:
