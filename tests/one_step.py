@@ -15,8 +15,8 @@ import torch
 from running import BARE, compose
 from torch import nn
 
-from segdcn.commands import build as build_module
-from segdcn.commands.build import build_task
+from segdcn.commands import segmentation
+from segdcn.commands.segmentation import build_task
 from segdcn.commands.train import train
 from segdcn.data import Shapes
 from segdcn.data.dataset import Sample
@@ -58,7 +58,7 @@ def build(config: Any, dataset: Any) -> Any:
 
 
 if __name__ == "__main__":
-    build_module.build_task = build
+    segmentation.build_task = build
     train(
         compose(
             "train",

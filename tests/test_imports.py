@@ -34,13 +34,24 @@ MAY_IMPORT = {
         "models data drawing inference evaluation analysis runs sweep",
         "torch numpy cv2 PIL matplotlib jinja2 markupsafe",
     ),
+    "detection": (  # a guest: but for the commands nothing knows of it
+        "ops models data drawing evaluation runs training report",
+        "torch torchvision numpy cv2 PIL pytorch_lightning torchmetrics pycocotools",
+    ),
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
     "commands": (
-        "ops models data drawing inference evaluation analysis runs training interchange sweep report benchmarks",
+        "ops models data drawing inference evaluation analysis runs training interchange sweep report detection"
+        " benchmarks",
         "torch torchvision numpy cv2 PIL yaml rich hydra omegaconf pytorch_lightning optuna",
     ),
 }
-LIGHTNING = ("segdcn.training.", "segdcn.data.datamodule", "segdcn.commands.")
+LIGHTNING = (
+    "segdcn.training.",
+    "segdcn.data.batches",
+    "segdcn.data.datamodule",
+    "segdcn.detection.",
+    "segdcn.commands.",
+)
 
 
 def module_name(path: Path) -> str:

@@ -71,9 +71,9 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
     from hydra import compose, initialize_config_dir
 
     from segdcn.benchmarks.loading import make_streets, measure
-    from segdcn.commands.build import settle
     from segdcn.commands.compose import build_dataset
     from segdcn.commands.recipes import with_recipe
+    from segdcn.commands.segmentation import settle
     from segdcn.data.dataset import ImageMaskFiles
 
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(CONFIG_PATH, version_base="1.3"):

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.commands.arguments import freely
 from segdcn.commands.compose import plain
 from segdcn.commands.console import console_script
+from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds
 from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError
@@ -42,13 +42,14 @@ def main(config: DictConfig) -> float:
 
 
 def evaluate(config: DictConfig) -> float:
-    """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``; returns the mIoU."""
-    from segdcn.commands.build import build_evaluator, build_trainer, quiet_libraries
-    from segdcn.commands.figures import print_figures
+    """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``.
+
+    Returns the figure by which a run is judged.
+    """
+    from segdcn.commands.build import build_trainer, quiet_libraries
     from segdcn.runs.checkpoint import read_checkpoint
     from segdcn.runs.environment import environment
     from segdcn.training.figures import FiguresFile
-    from segdcn.training.task import SegmentationTask
 
     quiet_libraries()
     for group in ("trainer", "callbacks"):
@@ -56,17 +57,8 @@ def evaluate(config: DictConfig) -> float:
     checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
     dataset = checkpoint.dataset(plain(config.dataset))
     data = checkpoint.datamodule(dataset, plain(config.datamodule))
-    task = SegmentationTask(
-        checkpoint.network(), dataset.class_names, checkpoint.loss(), channels_last=checkpoint.channels_last
-    )
-    folder = Path(config.output_dir)
-    task.evaluator = build_evaluator(
-        config.protocol,
-        dataset,
-        config.split,
-        inference=instantiate(config.inference, _convert_="all"),
-        submission=folder / "submission" if config.submission else None,
-    )
+    kind, folder = kind_of(dataset), Path(config.output_dir)
+    task = kind.evaluation_task(config, checkpoint, dataset)
     conditions = {
         "seed": checkpoint.seed,
         "checkpoint": str(checkpoint.path),
@@ -80,9 +72,9 @@ def evaluate(config: DictConfig) -> float:
     if trainer.is_global_zero:
         write_json(folder / "environment.json", environment(checkpoint.seed))
         with decoration("table", f"the figures are in {shown(folder)}/metrics.json"):
-            print_figures(task.result, config.split, dataset.class_names, conditions)
+            kind.print_figures(task.result, config.split, dataset.class_names, conditions)
         print(f"figures and pictures in {shown(folder)}")
-    return float(task.result.figures[f"{config.split}/miou"])
+    return float(task.result.figures[f"{config.split}/{task.monitor.partition('/')[2]}"])
 
 
 def evaluation_folder(config: DictConfig) -> Path:

@@ -11,13 +11,13 @@ from omegaconf import DictConfig
 
 from segdcn.models import sampling_layers
 from segdcn.runs.files import shown
-from segdcn.training.optim import parameter_groups
+from segdcn.training.base import Task
 
 
 def introduce(
     config: DictConfig,
     dataset: Any,
-    network: Any,
+    task: Task,
     conditions: dict[str, Any],
     found: Sequence[str],
     notes: Sequence[str],
@@ -31,8 +31,8 @@ def introduce(
     for line in found:
         print(line)
     print(f"network  {_in_words(config.model)}, {conditions['parameters'] / 1e6:.2f} M parameters")
-    print(f"         deformable: {_deformable(network)}")
-    print(f"batch    {_batch(config, network, conditions['images_per_step'])}")
+    print(f"         deformable: {_deformable(task.network)}")
+    print(f"batch    {_batch(config, task, conditions['images_per_step'])}")
     if config.get("hint"):
         print(f"change   {config.hint}")
     run = shown(config.output_dir)
@@ -52,7 +52,7 @@ def _deformable(network: Any) -> str:
 
 def _in_words(model: DictConfig) -> str:
     """A network of ours by its parts, another one by its class."""
-    if str(model._target_).endswith(".build_deeplab"):
+    if {"backbone", "head"} <= model.keys():
         return f"{model.backbone}, {model.head} head, output stride {model.get('output_stride')}"
     return str(model._target_)
 
@@ -63,7 +63,7 @@ def images_per_step(config: DictConfig, trainer: Any) -> dict[str, Any]:
     return {"images_per_step": images, "images_per_step_of_recipe": config.images_per_step}
 
 
-def _batch(config: DictConfig, network: Any, images: int) -> str:
+def _batch(config: DictConfig, task: Task, images: int) -> str:
     """What makes a step, how far it goes, and what of the settings is not as it seems."""
     batch, accumulated = config.datamodule.batch_size, config.trainer.get("accumulate_grad_batches") or 1
     parts = [f"{batch} images"]
@@ -72,15 +72,14 @@ def _batch(config: DictConfig, network: Any, images: int) -> str:
             parts.append(f"{number} {what}")
     total = f" = {images} per step" if len(parts) > 1 else ""
     rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
-    roles = {group["name"].removesuffix("_no_decay") for group in parameter_groups(network)}
-    factors = {"backbone": config.task.backbone_lr_mult, "offset": config.task.offset_lr_mult}
+    factors = {group["name"].removesuffix("_no_decay"): group["lr_mult"] for group in task.parameter_groups()}
     factors_in_words = [
-        f"{name} x {factors[role]:g}"
-        for role, name in (("backbone", "backbone"), ("offset", "offsets"))
-        if factors[role] != 1 and role in roles
+        f"{role}{'s' if role.endswith('offset') else ''} x {factor:g}"
+        for role, factor in factors.items()
+        if factor != 1
     ]
     lines = [" x ".join(parts) + total + rate + (f" ({', '.join(factors_in_words)})" if factors_in_words else "")]
-    if config.task.backbone_lr_mult != 1 and "backbone" not in roles:
+    if config.task.backbone_lr_mult != 1 and "backbone" not in factors:
         lines.append("note     task.backbone_lr_mult has no effect: the network has no part backbone that learns")
     if config.images_per_step not in (None, images):
         lines.append(

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from segdcn.commands.arguments import before_composing
 from segdcn.commands.compose import build_dataset
 from segdcn.commands.console import console_script
+from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds
 from segdcn.commands.recipes import run_name
 from segdcn.drawing.decoration import decoration
@@ -22,7 +23,7 @@ from segdcn.runs.files import shown, typed, write_json
 from segdcn.runs.record import resume_command
 
 if TYPE_CHECKING:
-    from segdcn.evaluation import EvaluationResult
+    from segdcn.training.base import Task
 
 
 @console_script("train", before_composing)
@@ -45,24 +46,15 @@ def main(config: DictConfig) -> float:
 
 
 def train(config: DictConfig) -> float:
-    """Train what ``config`` describes into ``config.output_dir``; returns the best checkpoint's val mIoU.
+    """Train what ``config`` describes into ``config.output_dir``; returns the figure by which the run is judged.
 
-    NaN where nothing was validated.
+    That is of the best checkpoint; NaN where nothing was validated.
     """
     from pytorch_lightning import seed_everything
 
-    from segdcn.commands.build import (
-        build_datamodule,
-        build_evaluator,
-        build_task,
-        build_trainer,
-        check_network,
-        settle,
-    )
+    from segdcn.commands.build import build_datamodule, build_trainer
     from segdcn.commands.introduction import images_per_step, introduce
     from segdcn.commands.run_folder import leave_provenance
-    from segdcn.data.labels import labels_before_training
-    from segdcn.models.cost import network_cost
     from segdcn.training.figures import FiguresFile
     from segdcn.training.progress import training_seconds
 
@@ -73,17 +65,16 @@ def train(config: DictConfig) -> float:
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
-    found = settle(config, dataset)
-    notes = labels_before_training(dataset) if is_first() else []  # before weights are fetched for what may be refused
+    kind = kind_of(dataset)
+    found = kind.settle(config, dataset)
+    notes = kind.labels_before_training(dataset) if is_first() else []  # before weights are fetched for what is refused
     data = build_datamodule(config, dataset)
-    task = build_task(config, dataset)
-    task.evaluator = build_evaluator(config.protocol, dataset, "val")
+    task = kind.build_task(config, dataset)
     conditions: dict[str, Any] = {"seed": config.seed}  # of the figures
     trainer = build_trainer(config, FiguresFile(run, conditions))
-    size = check_network(config, dataset, task, trainer)
-    conditions |= network_cost(task.network, size) | images_per_step(config, trainer)
+    conditions |= kind.check_network(config, dataset, task, trainer) | images_per_step(config, trainer)
     if trainer.is_global_zero:
-        introduce(config, dataset, task.network, conditions, found, notes)
+        introduce(config, dataset, task, conditions, found, notes)
         leave_provenance(run, config)
 
     try:
@@ -102,10 +93,10 @@ def train(config: DictConfig) -> float:
         raise
 
     if trainer.is_global_zero:
-        _conclude(config, dataset, task.result, conditions)
+        _conclude(config, dataset, task, conditions)
         if checkpoint is not None:
             print(f"evaluate with: segdcn-evaluate {typed(checkpoint, 'checkpoint')}", flush=True)
-    return math.nan if task.result is None else float(task.result.figures["val/miou"])
+    return math.nan if task.result is None else float(task.result.figures[task.monitor])
 
 
 def _kept_checkpoint(run: Path) -> Path | None:
@@ -114,26 +105,23 @@ def _kept_checkpoint(run: Path) -> Path | None:
     return next((path for path in kept if path.is_file()), None)
 
 
-def _conclude(config: DictConfig, dataset: Any, result: EvaluationResult | None, conditions: dict[str, Any]) -> None:
+def _conclude(config: DictConfig, dataset: Any, task: Task, conditions: dict[str, Any]) -> None:
     """The figures, which are on the disk already, as a table and a page; none where nothing was validated."""
-    from segdcn.commands.figures import print_figures
-    from segdcn.report.pages import report_training
-
-    run = Path(config.output_dir)
-    if result is None:
-        write_json(run / "metrics.json", {"val/miou": None, "split": "val", "images": 0, **conditions})
+    kind, run = kind_of(dataset), Path(config.output_dir)
+    if task.result is None:
+        write_json(run / "metrics.json", {task.monitor: None, "split": "val", "images": 0, **conditions})
         why = "trainer.limit_val_batches=0" if len(dataset.split("val")) else "val has no image"
         print(f"{why}: nothing was validated, so there are no figures")
     else:
         with decoration("table", f"the figures are in {shown(run)}/metrics.json"):
-            print_figures(result, "val", dataset.class_names, conditions)
+            kind.print_figures(task.result, "val", dataset.class_names, conditions)
     if config.get("paper_miou") is not None:
         print(f"published for this setting: mean IoU {config.paper_miou:.2f}")
     pictures = f", pictures in {shown(run)}/panels" if (run / "panels").is_dir() else ""
     print(f"figures in {shown(run)}/metrics.json{pictures}")
     if config.report and not (run.parent / "sweep.json").exists():
         with decoration("report", f"segdcn-report {typed(run)} tries again"):
-            print(f"report in {shown(report_training(run, dataset))}")
+            print(f"report in {shown(kind.report_training(run, dataset))}")
 
 
 if __name__ == "__main__":

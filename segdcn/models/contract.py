@@ -25,15 +25,23 @@ def giving_logits(network: Any) -> nn.Module:
 
     A hook, no wrapper: the names of its parts and weights stay.
 
-    Raises: UserError, one line: it is no ``nn.Module``.
+    Raises: UserError, one line: it is no ``nn.Module``, or one of torchvision's detectors.
     """
+    module = checked_module(network)
+    if type(module).__module__.startswith("torchvision.models.detection"):
+        raise UserError(f"{_name(network)} finds boxes and gives no logits: it is no network for segmentation")
+    if not isinstance(module, DeepLab):
+        module.register_forward_hook(_only_out)
+    return module
+
+
+def checked_module(network: Any) -> nn.Module:
+    """The network. Raises: UserError, one line: it is no ``nn.Module``."""
     if not isinstance(network, nn.Module):
         raise UserError(
             f"the network must be a torch.nn.Module, got {_kind(network)}: model must name one, or a function that"
             " makes one"
         )
-    if not isinstance(network, DeepLab):
-        network.register_forward_hook(_only_out)
     return network
 
 

@@ -11,8 +11,13 @@ from segdcn.drawing.numbers import NONE, fixed
 from segdcn.report.charts import Chart, Series, line_chart
 from segdcn.report.runs import PageRun
 
+Shares = Mapping[str, str]
+"""Figures of a split that are fractions, and what they are called."""
 
-def run_charts(epochs: Mapping[str, Sequence[float]], split: str) -> list[Chart]:
+OF_PIXELS: Shares = {"miou": "Mean IoU", "pixel_accuracy": "pixel accuracy"}
+
+
+def run_charts(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares = OF_PIXELS) -> list[Chart]:
     """The curves of one run."""
     x = _epoch_numbers(epochs)
 
@@ -35,8 +40,8 @@ def run_charts(epochs: Mapping[str, Sequence[float]], split: str) -> list[Chart]
     charts = [
         line_chart("Loss", lines([("train/loss", "training"), (f"{split}/loss", "validation")])),
         line_chart(
-            "Mean IoU and pixel accuracy, %",
-            lines([(f"{split}/miou", "mean IoU"), (f"{split}/pixel_accuracy", "pixel accuracy")], 100),
+            f"{' and '.join(shares.values())}, %",
+            lines([(f"{split}/{key}", label) for key, label in shares.items()], 100),
         ),
         line_chart("Learning rate", lines(rates)),
         line_chart(
@@ -47,10 +52,9 @@ def run_charts(epochs: Mapping[str, Sequence[float]], split: str) -> list[Chart]
     return [chart for chart in charts if chart is not None]
 
 
-def epoch_table(epochs: Mapping[str, Sequence[float]], split: str) -> list[dict[str, Any]]:
+def epoch_table(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares = OF_PIXELS) -> list[dict[str, Any]]:
     """What the curves show, as numbers; empty without epochs."""
-    columns = [("train/loss", 1, 4), (f"{split}/loss", 1, 4), (f"{split}/miou", 100, 2)]
-    columns += [(f"{split}/pixel_accuracy", 100, 2)]
+    columns = [("train/loss", 1, 4), (f"{split}/loss", 1, 4), *((f"{split}/{key}", 100, 2) for key in shares)]
     columns += [(key, 1, 6) for key in epochs if key.startswith("lr/") and not key.endswith("no_decay")]
     columns += [(key, 100 if key.endswith("outside") else 1, 3) for key in epochs if key.startswith("offset/")]
     columns = [column for column in columns if column[0] in epochs]

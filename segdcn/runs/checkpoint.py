@@ -17,7 +17,7 @@ from segdcn.errors import UserError, one_line
 from segdcn.inference.devices import find_device
 from segdcn.inference.predictor import Predictor
 from segdcn.inference.windows import Inference
-from segdcn.models.contract import giving_logits
+from segdcn.models.contract import checked_module, giving_logits
 from segdcn.models.published import from_mmsegmentation_upernet, upernet_settings
 from segdcn.models.weights import NETWORK, DamagedFileError, misfit, read_saved
 from segdcn.runs.files import typed
@@ -92,7 +92,11 @@ class Checkpoint:
         return {**saved, **given}
 
     def network(self, network: nn.Module | None = None) -> nn.Module:
-        """The network with its trained weights and in the memory format of the run, in evaluation mode.
+        """The network, which gives logits; see ``module``."""
+        return giving_logits(self.module(network))
+
+    def module(self, network: nn.Module | None = None) -> nn.Module:
+        """What was trained, with its weights and in the memory format of the run, in evaluation mode.
 
         network: built by the caller as it was for the training; None builds it from the checkpoint's settings.
 
@@ -102,7 +106,7 @@ class Checkpoint:
             self._check(self.groups["model"], "model")
             settings = without_pretrained(self.groups["model"])
             network = build(settings, self.path, num_classes=len(self.class_names))
-        network = giving_logits(network)
+        network = checked_module(network)
         weights = {
             key.removeprefix(NETWORK): value for key, value in self.state_dict.items() if key.startswith(NETWORK)
         }

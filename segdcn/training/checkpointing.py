@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from segdcn.runs.files import replacing
-from segdcn.training.task import training_ends
+from segdcn.training.base import training_ends
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 
 from segdcn.errors import UserError, is_passing
-from segdcn.runs.figures import COUNTS_FILE, write_figures
 from segdcn.runs.files import shown, write_text
+from segdcn.training.base import Task
 from segdcn.training.folders import output_path
 
 
@@ -22,6 +22,11 @@ def learning_rates(trainer: pl.Trainer) -> dict[str, float]:
     """Of each parameter group, as ``lr/<name>``."""
     groups = trainer.optimizers[0].param_groups
     return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
+
+
+def shown_figures(task: Task) -> tuple[str, ...]:
+    """The figures of an epoch that are looked at first."""
+    return ("train/loss", *task.losses, task.monitor)
 
 
 class EpochFigures(pl.Callback):
@@ -53,8 +58,6 @@ class MetricsFile(EpochFigures):
 
     path: None is metrics.csv in Lightning's folder.
     """
-
-    FIRST = ("epoch", "step", "train/loss", "val/loss", "val/miou")
 
     def __init__(self, path: str | Path | None = None) -> None:
         self._given = path
@@ -90,7 +93,8 @@ class MetricsFile(EpochFigures):
         for key, value in sorted(self.epoch_figures(trainer).items()):
             row[key] = "" if math.isnan(value) else f"{value:.6g}"
         self._rows = [old for old in self._rows if int(old["epoch"]) < trainer.current_epoch] + [row]
-        columns = list(dict.fromkeys([*self.FIRST, *(key for old in self._rows for key in old)]))
+        first = ("epoch", "step", *shown_figures(cast(Task, pl_module)))
+        columns = list(dict.fromkeys([*first, *(key for old in self._rows for key in old)]))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
@@ -99,7 +103,7 @@ class MetricsFile(EpochFigures):
 
 
 class FiguresFile(pl.Callback):
-    """metrics.json and counts.npz of an evaluation outside of training, before anything is drawn or printed of it.
+    """metrics.json and the task's other files of an evaluation outside of training, before anything is drawn of it.
 
     folder: where they are written; None is Lightning's folder.
     conditions: what the figures depend on; the evaluation adds protocol, inference and time, and ``images_in_split``
@@ -117,7 +121,7 @@ class FiguresFile(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:  # of a run that had ended and goes on: they are of weights that are replaced now
-            for name in ("metrics.json", COUNTS_FILE):
+            for name in cast(Task, pl_module).files:
                 (self.folder / name).unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,4 +140,4 @@ class FiguresFile(pl.Callback):
         total = len(cast(Any, trainer).datamodule.dataset.split(split))
         if result.images != total:
             self.conditions["images_in_split"] = total
-        write_figures(result, split, self.conditions, self.folder)
+        pl_module.write_figures(split, self.conditions, self.folder)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from segdcn.analysis import LayerCall, follow
 from segdcn.errors import UserError
 from segdcn.models import deformable_layers, sampling_layers
+from segdcn.training.base import Task
 
 
 class TrainingStopped(UserError):  # noqa: N818  (it reads as what happened)
@@ -37,7 +38,7 @@ class OffsetHealth(pl.Callback):
 
     SAMPLES_PER_BATCH = 4096  # for the percentile; mean and share use every offset
 
-    _image: Tensor  # (N, 3, H, W), of the batch being trained
+    _batch: Any  # that is being trained
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
@@ -48,7 +49,7 @@ class OffsetHealth(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._image = batch["image"]
+        self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -62,8 +63,8 @@ class OffsetHealth(pl.Callback):
 
     def _not_finite(self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> TrainingStopped:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            layer = _first_not_finite(_network(pl_module), self._image)
-        where = f"{layer} is the first layer whose output is not finite" if layer else "all logits are finite"
+            layer = _first_not_finite(cast(Task, pl_module), self._batch)
+        where = f"{layer} is the first layer whose output is not finite" if layer else "all outputs are finite"
         offsets = " (or task.offset_lr_mult)" if deformable_layers(_network(pl_module)) else ""
         return TrainingStopped(
             f"{what} at step {trainer.global_step}: {where}; "
@@ -110,8 +111,8 @@ class OffsetHealth(pl.Callback):
                 )
 
 
-def _first_not_finite(network: nn.Module, image: Tensor) -> str | None:
-    """The first layer, in the order of computation, whose output for ``image`` (N, 3, H, W) is not finite."""
+def _first_not_finite(task: Task, batch: Any) -> str | None:
+    """The first layer, in the order of computation, whose output for ``batch`` is not finite."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
@@ -121,8 +122,8 @@ def _first_not_finite(network: nn.Module, image: Tensor) -> str | None:
 
         return hook
 
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in network.named_modules()]
-    network(image)
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in task.network.named_modules()]
+    task.outputs(batch)
     for handle in handles:
         handle.remove()
     return found[0] if found else None

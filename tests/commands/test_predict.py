@@ -22,7 +22,7 @@ from PIL import Image
 from running import BARE, call, compose, make_camvid, one_line, process, real_camvid
 
 import segdcn
-from segdcn.commands import build
+from segdcn.commands import segmentation
 from segdcn.commands import evaluate as evaluate_command
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.commands.predict import main
@@ -455,14 +455,14 @@ def test_a_truncated_video_is_named_and_what_could_be_read_is_kept(
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Label maps of the segdcn-evaluate that runs in this test, by the image's name."""
     found: dict[str, Any] = {}
-    original = build.build_evaluator
+    original = segmentation.build_evaluator
 
     def with_sink(*arguments: Any, **options: Any) -> Any:
         evaluator = original(*arguments, **options)
         evaluator.sink = lambda name, labels: found.update({name: labels.numpy().copy()})
         return evaluator
 
-    monkeypatch.setattr(build, "build_evaluator", with_sink)
+    monkeypatch.setattr(segmentation, "build_evaluator", with_sink)
     return found
 
 

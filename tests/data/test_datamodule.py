@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from segdcn.data.datamodule import EvaluationOrder, SegmentationDataModule, TrainBatches
+from segdcn.data.batches import EvaluationOrder, TrainBatches
+from segdcn.data.datamodule import SegmentationDataModule
 from segdcn.data.dataset import DataError, ImageMaskFiles, ImageMaskPair, Sample, read_image
 
 SIZES = {"train": 10, "val": 5, "test": 3}

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, distributed, nn
 from torch.multiprocessing import spawn
 
-from segdcn.data.datamodule import EvaluationOrder
+from segdcn.data.batches import EvaluationOrder
 from segdcn.data.instance_maps import InstanceMaps
 from segdcn.evaluation import EvaluationResult, Evaluator, SegmentationMetrics, get_protocol
 from segdcn.inference import Inference
