@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdcn.commands.console import plain_script
-from segdcn.errors import UserError
+from segdcn.commands.dispatch import of_boxes
+from segdcn.errors import UserError, one_line
 from segdcn.runs.files import shown
 from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
+    from segdcn.report.page import Page
     from segdcn.runs.checkpoint import Checkpoint
+    from segdcn.runs.record import RunRecord
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,11 +77,31 @@ def run(options: argparse.Namespace) -> Path:
     image_options = ImageOptions(open_dataset, options.trust)
     if sweeps:
         page = sweep_page(collect(folders[0]), image_options)
-    elif len(folders) == 1:
-        page = run_page(read_finished(folders[0]), image_options)
     else:
-        page = runs_page([read_finished(folder) for folder in folders], image_options)
+        records = [read_finished(folder) for folder in folders]
+        if any(of_boxes(record.config) for record in records):
+            page = _detector_page(records, options, open_dataset)
+        else:
+            page = run_page(records[0], image_options) if len(records) == 1 else runs_page(records, image_options)
     return page.write(output or (folders[0] / FILE if len(folders) == 1 else Path(FILE)))
+
+
+def _detector_page(
+    records: Sequence[RunRecord], options: argparse.Namespace, open_dataset: Callable[[Checkpoint], Any]
+) -> Page:
+    from segdcn.detection.pages import run_page
+    from segdcn.runs.checkpoint import read_checkpoint
+
+    if len(records) > 1:
+        raise UserError("runs of detectors are shown one by one: give one of them; segdcn-sweep collect compares")
+    notes, dataset = [], None
+    try:
+        dataset = open_dataset(read_checkpoint(records[0].checkpoint, options.trust))
+    except (UserError, OSError) as error:
+        notes.append(f"Images are left out: {one_line(error)}.")
+    page = run_page(records[0], dataset)
+    page.notes += notes
+    return page
 
 
 @plain_script

@@ -88,9 +88,9 @@ def comparison_panel(
     valid = label != IGNORE_INDEX
     wrong = valid & (label != prediction)
     errors = f"errors, {wrong.sum() / valid.sum():.1%} of labelled pixels" if valid.any() else "errors, no labels"
-    photograph = _resize(image, Image.Resampling.BICUBIC)
+    photograph = resize(image, Image.Resampling.BICUBIC)
     shown_label, shown_prediction, shown_wrong = (
-        _resize(values, Image.Resampling.NEAREST) for values in (label, prediction, wrong)
+        resize(values, Image.Resampling.NEAREST) for values in (label, prediction, wrong)
     )
     tiles = [
         ("input", photograph),
@@ -100,12 +100,12 @@ def comparison_panel(
     ]
     present = np.union1d(label[valid], prediction[prediction != IGNORE_INDEX])
     names = _shown(class_names)
-    legend = [(names[k], _swatch(palette[k], SWATCH_SIZE)) for k in present]
+    legend = [(names[k], swatch(palette[k], SWATCH_SIZE)) for k in present]
     if wrong.any():
-        legend.append(("wrong", _swatch(WRONG, SWATCH_SIZE)))
+        legend.append(("wrong", swatch(WRONG, SWATCH_SIZE)))
     if not valid.all():
         legend.append(("ignored", _hatch(SWATCH_SIZE, SWATCH_SIZE)))
-    return _sheet(tiles, legend, title)
+    return sheet(tiles, legend, title)
 
 
 def overlay(
@@ -144,7 +144,7 @@ def overlay(
     size = max(SWATCH_SIZE, round(min(max(label.shape) / 50, label.size**0.5 / 30)))
     names = _shown(class_names)
     present = np.unique(label[label != IGNORE_INDEX]) if legend == "present" else range(len(palette))
-    entries = [(fitted(names[k], size, LONGEST_NAME * size), _swatch(palette[k], size)) for k in present]
+    entries = [(fitted(names[k], size, LONGEST_NAME * size), swatch(palette[k], size)) for k in present]
     places, bottom = _legend_places(entries, blended.width, blended.height + size // 2, size)
     # an image narrower than a class's name is given room for it
     widths = [x + 2 * size + round(text_width(name, size)) for (name, _), (x, _) in zip(entries, places, strict=True)]
@@ -167,7 +167,7 @@ def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]]
     _check_image(image)
     height, width = image.shape[:2]
     # Dots are drawn on a larger canvas and shrunk, since Pillow draws circles with hard edges.
-    dimmed = Image.fromarray((_resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
+    dimmed = Image.fromarray((resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
     canvas_size = (2 * dimmed.width, 2 * dimmed.height)
     scale = np.array([canvas_size[1] / height, canvas_size[0] / width])
     tiles = [] if points else [("no labelled pixel", np.asarray(dimmed))]
@@ -184,7 +184,7 @@ def sampling_panel(image: Bytes, points: Sequence[tuple[tuple[int, int], Array]]
         if not inside.all():
             caption += f", {(~inside).sum()} outside"
         tiles.append((caption, np.asarray(canvas.resize(dimmed.size, Image.Resampling.BOX))))
-    return _sheet(tiles, [], title)
+    return sheet(tiles, [], title)
 
 
 def class_sheet(examples: Iterable[tuple[str, str, Bytes, Array]]) -> Image.Image:
@@ -197,8 +197,8 @@ def class_sheet(examples: Iterable[tuple[str, str, Bytes, Array]]) -> Image.Imag
     tiles = []
     for title, source, image, inside in examples:
         _check_image(image)
-        picture = _resize(image, Image.Resampling.BICUBIC)
-        within = _resize(inside * 255, Image.Resampling.BOX)  # in which a speck of a large image stays
+        picture = resize(image, Image.Resampling.BICUBIC)
+        within = resize(inside * 255, Image.Resampling.BOX)  # in which a speck of a large image stays
         grey = np.asarray(Image.fromarray(picture).convert("L"))[..., None] // 2
         lit = cv2.addWeighted(picture, 1 - TINT, np.full_like(picture, OUTLINE), TINT, 0)
         tile = np.where(within[..., None] > 0, lit, grey).astype(np.uint8)
@@ -207,7 +207,7 @@ def class_sheet(examples: Iterable[tuple[str, str, Bytes, Array]]) -> Image.Imag
         tiles.append((drawable([title, source]), tile))
     width = max(MIN_TILE_WIDTH, *(tile.shape[1] for _, tile in tiles))
     captions = ("\n".join(fitted(line, SWATCH_SIZE, width) for line in lines) for lines, _ in tiles)
-    return _sheet([(caption, tile) for caption, (_, tile) in zip(captions, tiles, strict=True)], [], "")
+    return sheet([(caption, tile) for caption, (_, tile) in zip(captions, tiles, strict=True)], [], "")
 
 
 def central_pixels(label: Array, count: int = 3) -> list[tuple[int, int]]:
@@ -239,7 +239,7 @@ def _hatch(height: int, width: int) -> Bytes:
     return np.where(stripe[..., None], HATCH_LIGHT, HATCH_DARK).astype(np.uint8)
 
 
-def _resize(values: Array, resampling: Image.Resampling) -> Bytes:
+def resize(values: Array, resampling: Image.Resampling) -> Bytes:
     """Enlarge by a whole factor, or shrink, until the longest side fits the tile size."""
     height, width = values.shape[:2]
     longest = max(height, width)
@@ -258,7 +258,7 @@ def _error_map(photograph: Bytes, label: Bytes, wrong: Bytes) -> Bytes:
     return picture
 
 
-def _sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], title: str) -> Image.Image:
+def sheet(tiles: list[tuple[str, Bytes]], legend: list[tuple[str, Bytes]], title: str) -> Image.Image:
     """Tiles with their captions, row by row in cells of one size, under a title and above a legend that wraps."""
     (title,) = drawable([title])
     tile_height, tile_width = (max(tile.shape[axis] for _, tile in tiles) for axis in (0, 1))
@@ -293,7 +293,8 @@ def _shown(class_names: Sequence[object]) -> list[str]:
     return [name or f"class {k}" for k, name in enumerate(drawable(class_names))]
 
 
-def _swatch(colour: Sequence[int], size: int) -> Bytes:
+def swatch(colour: Sequence[int], size: int) -> Bytes:
+    """A square of one colour, for a legend."""
     return np.full((size, size, 3), colour, np.uint8)
 
 

@@ -54,16 +54,24 @@ class DeformRoIPool(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Pool plainly, predict how the bins move, pool again."""
-        settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
-        plain = deform_roi_pool(input, rois, None, *settings)
-        predicted: Tensor = self.branch(plain.flatten(1)).view(
-            rois.shape[0], 3 if self.modulated else 2, *self.output_size
-        )
+        predicted = self._predicted(input, rois)
         if not self.modulated:
-            return deform_roi_pool(input, rois, predicted, *settings)
+            return self._pool(input, rois, predicted)
         offset, logit = predicted.split_with_sizes((2, 1), dim=1)
-        pooled = deform_roi_pool(input, rois, offset, *settings)
-        return pooled * 2 * logit.sigmoid()
+        return self._pool(input, rois, offset) * 2 * logit.sigmoid()
+
+    def bin_offsets(self, input: Tensor, rois: Tensor) -> Tensor:
+        """How far the bins move, (x, y) in shares of the region's size: (R, 1, 2, h, w); the 1 is as of classes."""
+        return self.gamma * self._predicted(input, rois)[:, None, :2]
+
+    def _predicted(self, input: Tensor, rois: Tensor) -> Tensor:
+        plain = self._pool(input, rois, None)
+        predicted: Tensor = self.branch(plain.flatten(1))
+        return predicted.view(rois.shape[0], 3 if self.modulated else 2, *self.output_size)
+
+    def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
+        settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
+        return deform_roi_pool(input, rois, offset, *settings)
 
     def extra_repr(self) -> str:
         """The settings of the pooling."""
@@ -116,12 +124,20 @@ class DeformPSRoIPool(nn.Module):
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """Pool the offset fields plainly, then the score maps at their offsets."""
-        offset = self._pool(convolve(self.offset, input), rois, None, 2 * self.offset_classes)
-        pooled = self._pool(convolve(self.maps, input), rois, offset, self.output_channels)
+        pooled = self._pool(convolve(self.maps, input), rois, self._offset(input, rois), self.output_channels)
         if self.mask is None:
             return pooled
         mask = 2 * self._pool(convolve(self.mask, input), rois, None, self.offset_classes).sigmoid()
         return pooled * mask.repeat_interleave(self.output_channels // self.offset_classes, dim=1)
+
+    def bin_offsets(self, input: Tensor, rois: Tensor) -> Tensor:
+        """How far the bins move, (x, y) in shares of the region's size: (R, offset_classes, 2, h, w)."""
+        return self.gamma * self._offset(input, rois).view(
+            rois.shape[0], self.offset_classes, 2, self.output_size, self.output_size
+        )
+
+    def _offset(self, input: Tensor, rois: Tensor) -> Tensor:
+        return self._pool(convolve(self.offset, input), rois, None, 2 * self.offset_classes)
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None, channels: int) -> Tensor:
         size = self.output_size

@@ -52,7 +52,7 @@ def network_of(record: RunRecord) -> str:
     if not isinstance(model, Mapping):
         return ""
     target = str(model.get("_target_"))
-    if not target.endswith(".build_deeplab"):  # of a user's own
+    if not {"backbone", "head"} <= model.keys():  # of a user's own
         return target
     deform = model.get("deform")
     deform = deform if isinstance(deform, Mapping) else {}
@@ -63,7 +63,8 @@ def network_of(record: RunRecord) -> str:
     dilation = model.get("fixed_dilation")
     fixed = f", last layers of dilation {dilation}" if dilation else ""
     parts = f"{model.get('backbone', 'backbone unknown')}, {model.get('head', 'unknown')} head"
-    return f"{parts}, output stride {model.get('output_stride', 'unknown')}{layers}{fixed}"
+    pooling = f", pooling {model['pooling']}" if "pooling" in model else ""
+    return f"{parts}, output stride {model.get('output_stride', 'unknown')}{pooling}{layers}{fixed}"
 
 
 def tiles(record: RunRecord) -> list[Tile]:
@@ -75,12 +76,19 @@ def tiles(record: RunRecord) -> list[Tile]:
     if record.published is not None:
         found.append(Tile("Published, %", percent(record.published), "for this setting"))
     found.append(Tile("Boundary mean IoU, %", percent(record.figure("boundary_miou")), "bands along the outlines"))
-    found.append(Tile("Pixel accuracy, %", percent(record.figure("pixel_accuracy")), _images(record)))
+    found.append(Tile("Pixel accuracy, %", percent(record.figure("pixel_accuracy")), images_of(record)))
+    return [*found, *cost_tiles(record)]
+
+
+def cost_tiles(record: RunRecord) -> list[Tile]:
+    """What the run took: its time, and the network's parameters and operations."""
+    found = []
     steps = [int(value) for value in record.epochs.get("step", ()) if math.isfinite(value)]
     trained = f"{len(steps)} epoch{'' if len(steps) == 1 else 's'}, {steps[-1]} steps" if steps else ""
     found.append(Tile("Training", duration(record.number("training_seconds")), trained))
     size = str(record.metrics.get("flops_input") or "").strip("[]").replace(",", "×")
-    cost = f"{large(record.number('flops'))} FLOPs" + (f" at {size}" if size else "")
+    flops = record.number("flops")
+    cost = "" if flops is None and not size else f"{large(flops)} FLOPs" + (f" at {size}" if size else "")
     found.append(Tile("Parameters", large(record.number("parameters")), cost))
     return found
 
@@ -94,7 +102,7 @@ def provenance(record: RunRecord) -> list[tuple[str, str]]:
     rows = [
         ("Protocol", _joined(metrics.get("protocol"), metrics.get("protocol_rule"))),
         ("Inference", _joined(metrics.get("inference"), f"{1e3 * seconds:.3g} ms per image" if seconds else None)),
-        ("Counted on", _images(record)),
+        ("Counted on", images_of(record)),
         ("Network", network_of(record)),
         ("Checkpoint", _joined(metrics.get("checkpoint"), _hash(record))),
         ("Seed", record.seed),
@@ -111,7 +119,8 @@ def _hash(record: RunRecord) -> str | None:
     return f"sha256 {record.checkpoint_hash}" if record.checkpoint_hash else "the file is not there (any more)"
 
 
-def _images(record: RunRecord) -> str:
+def images_of(record: RunRecord) -> str:
+    """On how many images its figures were counted, in words."""
     count, total = record.metrics.get("images"), record.metrics.get("images_in_split")
     of = f" of {total}" if total not in (None, count) else ""
     return f"{count}{of} {record.split} images" if count is not None else ""
@@ -138,7 +147,7 @@ def classes(run: PageRun, colours: Mapping[str, Colour]) -> dict[str, Any] | Non
         for index, name in enumerate(iou)
     ]
     rows.sort(key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
-    return {"rows": rows, "intervals": run.counts is not None}
+    return {"figure": "IoU", "rows": rows, "intervals": run.counts is not None}
 
 
 def _finite(value: float) -> float | None:

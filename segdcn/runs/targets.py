@@ -19,6 +19,7 @@ from segdcn.errors import UserError, is_passing
 # Of segdcn any class of these modules, and these functions
 _MODULES = (
     "segdcn.data",
+    "segdcn.detection",
     "segdcn.models",
     "segdcn.training",
     "segdcn.sweep.local",
@@ -27,6 +28,7 @@ _MODULES = (
 
 _FUNCTIONS = (
     "segdcn.models.deeplab.build_deeplab",
+    "segdcn.detection.networks.build_detector",
     *(f"segdcn.training.optim.{n}" for n in ("poly", "one_cycle", "step", "constant")),
 )
 

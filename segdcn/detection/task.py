@@ -1,0 +1,144 @@
+"""DetectionTask: the LightningModule of a detector. Images → losses of its parts, or detections → average precision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from segdcn.detection.datamodule import DetectionDataModule
+from segdcn.detection.evaluator import DetectionEvaluator
+from segdcn.detection.found import FOUND_FILE, write_found
+from segdcn.detection.pictures import bins_picture, boxes_picture
+from segdcn.detection.samples import BoxSample, Detections
+from segdcn.ops import DeformConv2d, DeformPSRoIPool, DeformRoIPool
+from segdcn.runs.files import write_json
+from segdcn.training.base import Task
+from segdcn.training.optim import ADAMW, poly
+
+Batch = Mapping[str, Sequence[Any]]
+"""See ``datamodule.Item``."""
+
+
+class DetectionTask(Task):
+    """Trains and evaluates a detector of torchvision's kind, such as ``build_detector`` makes.
+
+    network: see ``build_detector``.
+    class_names: C names, the label of the first is 1.
+    optimizer, schedule, seed, description, monitor: see ``Task``.
+    backbone_lr_mult: learning rate of the backbone's layers, as a factor.
+    offset_lr_mult: of the offset branches of deformable convolutions.
+    pool_offset_lr_mult: of those of deformable pooling, fully connected ones and position-sensitive fields.
+    reduce_lr_mult: of the 1x1 convolution on the last stage.
+    protocol: how detections are counted, see ``DetectionEvaluator``.
+    result: of the last validation or test, with full precision.
+    """
+
+    files = ("metrics.json", FOUND_FILE)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        class_names: Sequence[str],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer] = ADAMW,
+        schedule: Callable[..., LRScheduler] = poly,
+        backbone_lr_mult: float = 1.0,
+        offset_lr_mult: float = 0.1,
+        pool_offset_lr_mult: float = 0.01,
+        reduce_lr_mult: float = 1.0,
+        protocol: str = "voc07",
+        seed: int = 0,
+        description: dict[str, Any] | None = None,
+        monitor: str = "val/map50",
+    ) -> None:
+        names = [str(name) for name in class_names]
+        evaluator = DetectionEvaluator(names, protocol)
+        super().__init__(network, evaluator, monitor, optimizer, schedule, seed=seed, description=description)
+        self.class_names = names
+        self.lr_mults = {
+            "head": 1.0,
+            "backbone": backbone_lr_mult,
+            "offset": offset_lr_mult,
+            "pool_offset": pool_offset_lr_mult,
+            "reduce": reduce_lr_mult,
+        }
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.outputs(batch)
+        loss: Tensor = torch.stack(list(losses.values())).sum()
+        self.log_loss(loss, batch_idx, len(batch["image"]))
+        return loss
+
+    def outputs(self, batch: Batch) -> Any:
+        """Losses by name in training, else detections."""
+        return self.network(batch["image"], batch["target"] if self.training else None)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """By role, see ``lr_mults``; offset branches, norms and biases are not decayed."""
+        branches: dict[int, str] = {}
+        for module in self.network.modules():
+            if isinstance(module, DeformConv2d):
+                branches |= {id(each): "offset" for each in module.offset.parameters()}
+            elif isinstance(module, DeformRoIPool):
+                branches |= {id(each): "pool_offset" for each in module.branch.parameters()}
+            elif isinstance(module, DeformPSRoIPool):
+                fields = [module.offset] + ([] if module.mask is None else [module.mask])
+                branches |= {id(each): "pool_offset" for field in fields for each in field.parameters()}
+        begins = {"backbone.body.": "backbone", "backbone.reduce.": "reduce"}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            place = next((role for start, role in begins.items() if name.startswith(start)), "head")
+            role = branches.get(id(parameter), place)
+            decayed = parameter.ndim > 1 and "offset" not in role
+            key = role if decayed or "offset" in role else f"{role}_no_decay"
+            group = groups.setdefault(key, {"name": key, "params": [], "lr_mult": self.lr_mults[role]})
+            if not decayed:
+                group["weight_decay"] = 0.0
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    # --- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(self, batch: Batch) -> None:
+        """Detect and count."""
+        started = time.perf_counter()
+        found = [as_detections(each) for each in self.network(batch["image"])]
+        seconds = time.perf_counter() - started
+        self.evaluator.update(batch["index"], batch["name"], found, batch["objects"], seconds)
+
+    def write_figures(self, split: str, conditions: Mapping[str, Any], folder: Path) -> None:
+        """metrics.json, and found.npz: all that was found."""
+        write_found(folder / FOUND_FILE, self.result.found)
+        figures = {**self.result.figures, "split": split, "images": self.result.images, **conditions}
+        write_json(folder / "metrics.json", figures)
+
+    @torch.no_grad()
+    def pictures(self, sample: BoxSample, data: DetectionDataModule) -> Iterator[tuple[str, Image]]:
+        """Truth and detections of an image; of deformable pooling also where the bins of some regions lie."""
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))).float() / 255
+        image = image.to(self.device)
+        found = as_detections(self.network([image])[0])
+        yield "", boxes_picture(sample, found, self.class_names, data.dataset.palette)
+        bins = bins_picture(self.network, image, found, self.class_names, sample.name)
+        if bins is not None:
+            yield "_bins", bins
+
+    def own_description(self) -> dict[str, Any]:
+        """Of a training from Python nothing is known but the classes."""
+        return {"config": {}, "groups": {}, "class_names": self.class_names, "palette": []}
+
+
+def as_detections(found: Mapping[str, Tensor]) -> Detections:
+    """What a detector gives for an image, on the CPU."""
+    boxes, scores, labels = (found[key].detach().cpu() for key in ("boxes", "scores", "labels"))
+    return Detections(boxes.float().numpy(), scores.float().numpy(), labels.numpy())
