@@ -74,8 +74,9 @@ def check_network(config: DictConfig, dataset: DetectionDataset, task: Detection
 
 def evaluation_task(config: DictConfig, checkpoint: Checkpoint, dataset: DetectionDataset) -> DetectionTask:
     """The task of a checkpoint, which evaluates ``config.split`` as segdcn-evaluate is asked to."""
-    if config.submission or any(value not in (None, False, [1.0]) for value in _inference(config).values()):
-        raise UserError("a detector sees whole images and writes no submission: leave inference.* and submission out")
+    refuse_inference(config)
+    if config.submission:
+        raise UserError("submission=true is of label maps: a detector's results are in found.npz")
     task = DetectionTask(checkpoint.module(), dataset.class_names)
     trained = checkpoint.config.get("task")
     own = trained.get("protocol") if isinstance(trained, Mapping) else None
@@ -84,8 +85,11 @@ def evaluation_task(config: DictConfig, checkpoint: Checkpoint, dataset: Detecti
     return task
 
 
-def _inference(config: DictConfig) -> dict[str, Any]:
-    return {str(key): value for key, value in config.inference.items() if key != "_target_"}
+def refuse_inference(config: DictConfig) -> None:
+    """Raises: UserError where windows, scales or mirror images are asked for."""
+    asked = {key for key, value in config.inference.items() if key != "_target_" and value not in (None, False, [1.0])}
+    if asked:
+        raise UserError(f"inference.{min(map(str, asked))} is of label maps: a detector sees whole images once")
 
 
 def print_figures(

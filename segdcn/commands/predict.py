@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -74,18 +75,11 @@ def predict(config: DictConfig) -> list[str]:
     found = find_files(source, output)  # before torch is imported: a wrong path is reported at once
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    import segdcn
     from segdcn.drawing.console import for_progress
 
-    predictor = segdcn.load(
-        config.checkpoint,
-        device=config.device,
-        inference=instantiate(config.inference, _convert_="all"),
-        trust=config.trust,
-    )
-    make_folder(output, "output=DIR")
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    work = _Work(config, predictor, Progress(*columns, console=for_progress(), transient=True))
+    work = _open(config, Progress(*columns, console=for_progress(), transient=True))
+    make_folder(output, "output=DIR")
     failed: list[str] = []
     try:
         with work.progress:
@@ -100,9 +94,9 @@ def predict(config: DictConfig) -> list[str]:
                 work.progress.advance(task)
     except BaseException:  # also where a person ends it
         with suppress(OSError):  # the first error is the one to tell
-            work.write_areas()
+            work.write_tables()
         raise
-    work.write_areas()
+    work.write_tables()
     print(
         f"{len(found.files) - len(failed)} of {len(found.files)} file(s) predicted, in {printable(str(shown(output)))}"
     )
@@ -112,6 +106,24 @@ def predict(config: DictConfig) -> list[str]:
     if found.others:
         print(passed_over(found.others))
     return found.problems + failed
+
+
+def _open(config: DictConfig, progress: Progress) -> Work:
+    """What predicts files with ``config.checkpoint``.
+
+    Raises: MissingFileError or UserError for a checkpoint or a device that cannot be used.
+    """
+    from segdcn.commands.dispatch import of_boxes
+    from segdcn.inference.devices import find_device
+    from segdcn.runs.checkpoint import read_checkpoint
+
+    device = find_device(config.device)  # before anything is read
+    checkpoint = read_checkpoint(Path(config.checkpoint), config.trust)
+    if of_boxes(checkpoint.config):
+        from segdcn.commands.predict_boxes import BoxWork
+
+        return BoxWork(config, checkpoint, device, progress, partial(_named_in, Path(config.input)))
+    return _Work(config, checkpoint.predictor(device, instantiate(config.inference, _convert_="all")), progress)
 
 
 def find_files(source: Path, output: Path) -> Found:
@@ -183,9 +195,32 @@ def _problem(path: Path, error: Exception) -> str:
     return message if name in message else f"{name}: {message}"
 
 
+class Work(Protocol):
+    """What predicts files one by one, and tells of all of them at the end.
+
+    images: seen so far.  dark: those of them that are nearly black.
+    """
+
+    progress: Progress
+    images: int
+    dark: list[str]
+
+    def image(self, path: Path, name: str) -> None:
+        """Predict a file into outputs of that name."""
+        ...
+
+    def video(self, path: Path, name: str) -> None:
+        """Predict a video's frames."""
+        ...
+
+    def write_tables(self) -> None:
+        """Write what is of all files."""
+        ...
+
+
 @dataclass
 class _Work:
-    """Files that are predicted one by one, and what is told of all of them at the end.
+    """Label maps of files.
 
     areas: file, class, pixels, share; the rows of areas.csv.
     dark: images that are nearly black.
@@ -208,9 +243,11 @@ class _Work:
         result = self.predictor(path, probabilities=self.config.probabilities)
         self.images += 1
         if is_dark(result.image):
-            self.dark.append(self._file(path))
+            self.dark.append(_named_in(Path(self.config.input), path))
         write_png(self.output / f"{name}_labels.png", result.palette_image())
-        self._add_areas(result, self._file(path))  # before what is there to look at, which may fail
+        self._add_areas(
+            result, _named_in(Path(self.config.input), path)
+        )  # before what is there to look at, which may fail
         if self.config.overlay:
             height, width = result.labels.shape
             try:
@@ -237,7 +274,7 @@ class _Work:
                 self.progress.update(task, total=video.expected or None)
                 for number, frame in enumerate(video.frames()):
                     result = self.predictor(frame)
-                    self._add_areas(result, f"{self._file(path)}#{number}")
+                    self._add_areas(result, f"{_named_in(Path(self.config.input), path)}#{number}")
                     if self.config.frames:
                         write_png(self.output / f"{name}_labels" / f"{number:06d}.png", result.palette_image())
                     if self.config.overlay:
@@ -247,7 +284,7 @@ class _Work:
             self.progress.remove_task(task)
         video.check_whole()
 
-    def write_areas(self) -> None:
+    def write_tables(self) -> None:
         """areas.csv, where it is asked for; bytes of a file's name that are not UTF-8 are written as escapes."""
         if not self.config.areas:
             return
@@ -264,10 +301,10 @@ class _Work:
             named = zip(result.class_names, counts, strict=True)
             self.areas += [(file, name, count, count / pixels) for name, count in named]
 
-    def _file(self, path: Path) -> str:
-        """As areas.csv names it."""
-        source = Path(self.config.input)
-        return path.name if path == source else path.relative_to(source).as_posix()
+
+def _named_in(source: Path, path: Path) -> str:
+    """A file as a table of all files names it."""
+    return path.name if path == source else path.relative_to(source).as_posix()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from segdcn.data.batches import DataModule
+from segdcn.data.dataset import Array
 from segdcn.detection.samples import BoxSample, DetectionDataset, Objects
 from segdcn.errors import UserError
 
@@ -29,6 +30,11 @@ class Item(TypedDict):
     index: int
 
 
+def as_image(pixels: Array) -> Tensor:
+    """Pixels uint8 (H, W, 3) as a detector takes them, float32 (3, H, W) in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+
+
 def as_item(sample: BoxSample, flipped: bool, index: int) -> Item:
     """A sample as an item, mirrored left and right where asked."""
     image, objects, name = sample
@@ -38,7 +44,7 @@ def as_item(sample: BoxSample, flipped: bool, index: int) -> Item:
         image, objects = image[:, ::-1], objects._replace(boxes=boxes)
     learned = ~objects.ignored
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float() / 255,
+        "image": as_image(image),
         "target": {
             "boxes": torch.from_numpy(objects.boxes[learned]),
             "labels": torch.from_numpy(objects.labels[learned]),

@@ -142,7 +142,8 @@ class HardRoIHeads(RoIHeads):  # type: ignore[misc]
             kind, place = torch.cat(labels), torch.cat(wanted)
             found = boxes.view(len(kind), -1, 4)[torch.arange(len(kind), device=kind.device), kind]
             off = F.smooth_l1_loss(found, place, beta=BETA, reduction="none").sum(dim=1)
-            loss = F.cross_entropy(scores, kind, reduction="none") + off * (kind > 0)
+            # a region on no object has no place to be, which may be infinitely far
+            loss = F.cross_entropy(scores, kind, reduction="none") + off.where(kind > 0, 0)
             hard, start = [], 0
             for count in map(len, labels):
                 hard.append(start + loss[start : start + count].topk(min(self.hard, count)).indices)

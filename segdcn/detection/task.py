@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from segdcn.detection.datamodule import DetectionDataModule
+from segdcn.detection.datamodule import DetectionDataModule, as_image
 from segdcn.detection.evaluator import DetectionEvaluator
 from segdcn.detection.found import FOUND_FILE, write_found
 from segdcn.detection.pictures import bins_picture, boxes_picture
@@ -125,8 +124,7 @@ class DetectionTask(Task):
     @torch.no_grad()
     def pictures(self, sample: BoxSample, data: DetectionDataModule) -> Iterator[tuple[str, Image]]:
         """Truth and detections of an image; of deformable pooling also where the bins of some regions lie."""
-        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1))).float() / 255
-        image = image.to(self.device)
+        image = as_image(sample.image).to(self.device)
         found = as_detections(self.network([image])[0])
         yield "", boxes_picture(sample, found, self.class_names, data.dataset.palette)
         bins = bins_picture(self.network, image, found, self.class_names, sample.name)
