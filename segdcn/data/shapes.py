@@ -63,47 +63,74 @@ class Shapes:
 
     def _draw(self, split: str, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
-        image = _texture(rng, DARK)
+        image = texture(rng, DARK)
         for _ in range(rng.integers(1, 4)):
-            _draw_line(rng, image)
+            draw_line(rng, image)
         label = np.zeros((SIZE, SIZE), np.uint8)
         for _ in range(rng.integers(1, 3)):
             kind = int(rng.integers(1, len(self.class_names)))
-            inside = _silhouette(rng, kind)
-            image[inside] = _texture(rng, BRIGHT)[inside]
+            inside = silhouette(kind, *warped_plane(rng))
+            image[inside] = texture(rng, BRIGHT)[inside]
             label[inside] = kind
         noisy = cv2.GaussianBlur(image, (3, 3), 0.6) + rng.normal(0, 6, image.shape)
         return Sample(noisy.clip(0, 255).astype(np.uint8), label, f"{split}_{index:04d}")
 
 
-def _texture(rng: np.random.Generator, levels: tuple[float, float]) -> NDArray[np.float32]:
-    """A random colour with soft blotches."""
+def texture(rng: np.random.Generator, levels: tuple[float, float], size: int = SIZE) -> NDArray[np.float32]:
+    """A random colour with soft blotches, (size, size, 3)."""
     colour = rng.uniform(*levels, 3)
-    blotches = _smooth_noise(rng, cells=int(rng.integers(3, 12)))
-    return (colour + 15 * blotches[..., None] * rng.uniform(0.3, 1, 3)).astype(np.float32)
+    return (colour + blotches(rng, size)).astype(np.float32)
 
 
-def _smooth_noise(rng: np.random.Generator, cells: int) -> NDArray[np.float32]:
+def blotches(rng: np.random.Generator, size: int = SIZE) -> NDArray[np.float64]:
+    """Soft deviations from a colour, (size, size, 3)."""
+    noise = _smooth_noise(rng, int(rng.integers(3, 12)), size)
+    return np.asarray(15 * noise[..., None] * rng.uniform(0.3, 1, 3))
+
+
+def _smooth_noise(rng: np.random.Generator, cells: int, size: int) -> NDArray[np.float32]:
     coarse = rng.normal(0, 1, (cells, cells)).astype(np.float32)
-    return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC).astype(np.float32)
 
 
-def _draw_line(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
-    start, end = rng.integers(0, SIZE, (2, 2)).tolist()
+def draw_line(rng: np.random.Generator, image: NDArray[np.float32]) -> None:
+    """Draw a line of clutter into a square image."""
+    start, end = rng.integers(0, len(image), (2, 2)).tolist()
     cv2.line(image, start, end, rng.uniform(20, 230, 3).tolist(), int(rng.integers(1, 3)), cv2.LINE_AA)
 
 
-def _silhouette(rng: np.random.Generator, kind: int) -> NDArray[np.bool_]:
-    """The pixels of one object: its outline in unit coordinates, seen through a random non-rigid warp."""
-    radius = np.exp(rng.uniform(np.log(RADIUS[0]), np.log(RADIUS[1])))
-    centre_y, centre_x = rng.uniform(0.25 * SIZE, 0.75 * SIZE, 2)
-    angle, stretch = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.35, 0.35))
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    y, x = (y - centre_y) / radius, (x - centre_x) / radius
-    y = y + WARP * _smooth_noise(rng, cells=5)
-    x = x + WARP * _smooth_noise(rng, cells=5)
-    u = (np.cos(angle) * x + np.sin(angle) * y) * stretch
-    v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
+def warped_plane(
+    rng: np.random.Generator,
+    size: int = SIZE,
+    radius: tuple[float, float] = RADIUS,
+    margin: float = 0.25,
+    stretch: float = 0.35,
+    cells: int = 5,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The coordinates (u, v) of each pixel in an object's own units, seen through a random non-rigid warp.
+
+    Args:
+        radius: least and greatest length of the unit, in pixels.
+        margin: how far from the image's border the centre is at least, as a share of its size.
+        stretch: the greatest logarithm of an axis' length.
+        cells: of the warp, along a side; the more, the finer it is.
+
+    Shape: (size, size) each.
+    """
+    unit = np.exp(rng.uniform(np.log(radius[0]), np.log(radius[1])))
+    centre_y, centre_x = rng.uniform(margin * size, (1 - margin) * size, 2)
+    angle, scale = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-stretch, stretch))
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    y, x = (y - centre_y) / unit, (x - centre_x) / unit
+    y = y + WARP * _smooth_noise(rng, cells, size)
+    x = x + WARP * _smooth_noise(rng, cells, size)
+    u = (np.cos(angle) * x + np.sin(angle) * y) * scale
+    v = (np.cos(angle) * y - np.sin(angle) * x) / scale
+    return u, v
+
+
+def silhouette(kind: int, u: NDArray[np.float32], v: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which points of the plane an object of a kind, 1 to 5, covers."""
     distance = np.hypot(u, v)
     if kind == 1:
         inside = distance < 0.85
