@@ -157,7 +157,16 @@ def make_camvid(root: Path, train: int = 8, val: int = 3, size: tuple[int, int] 
 
 def real_camvid() -> Path:
     """The folder of the real data set; skips where it is not at hand."""
-    root = Path(os.environ.get("SEGDCN_CAMVID", Path(__file__).parents[2] / "shared" / "data" / "camvid"))
+    return _real("camvid", "CamVid", "SEGDCN_CAMVID")
+
+
+def real_bccd() -> Path:
+    """The folder of the Blood Cell Count and Detection set; skips where it is not at hand."""
+    return _real("bccd", "BCCD", "SEGDCN_BCCD")
+
+
+def _real(folder: str, name: str, variable: str) -> Path:
+    root = Path(os.environ.get(variable, Path(__file__).parents[2] / "shared" / "data" / folder))
     if not root.is_dir():
-        pytest.skip("no CamVid: set SEGDCN_CAMVID to its folder")
+        pytest.skip(f"no {name}: set {variable} to its folder")
     return root
