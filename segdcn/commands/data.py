@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +35,9 @@ def check(config: DictConfig) -> None:
     """Print tables, notes and problems, then draw a picture; exit status 1 if there are problems."""
     from rich.console import Console
 
-    from segdcn.data.check import examples, notes, problems, read_splits, tables
+    from segdcn.data import check as of_masks
+    from segdcn.detection import check as of_boxes
+    from segdcn.detection.samples import DetectionDataset
     from segdcn.drawing.decoration import decoration
     from segdcn.drawing.panels import class_sheet
     from segdcn.runs.files import shown, write_png
@@ -46,13 +48,14 @@ def check(config: DictConfig) -> None:
     if picture is not None and (picture.suffix.lower() != ".png" or picture.is_dir()):
         raise UserError(f"picture={picture} must be a file that ends in .png, or null")
     dataset = build_dataset(config)
+    checks: Any = of_boxes if isinstance(dataset, DetectionDataset) else of_masks
     workers = (os.cpu_count() or 1) if config.workers is None else config.workers
-    reports = read_splits(dataset, workers, Console(stderr=True))
-    for table in tables(reports, dataset.class_names):
+    reports = checks.read_splits(dataset, workers, Console(stderr=True))
+    for table in checks.tables(reports, dataset.class_names):
         console.print(table)
-    for note in notes(reports, dataset.class_names):
+    for note in checks.notes(reports, dataset.class_names):
         print(f"note: {note}")
-    found = problems(reports, dataset.class_names)
+    found = checks.problems(reports, dataset.class_names)
     if not found and (divided := getattr(dataset, "split_found", None)):
         print(f"note: {divided}")
     for problem in found:
@@ -60,7 +63,7 @@ def check(config: DictConfig) -> None:
     print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)", flush=True)
     if picture is not None and any(report.read for report in reports):
         with decoration("picture of the classes", "picture=FILE.png writes another file, picture=null none"):
-            write_png(picture, class_sheet(examples(dataset, reports)))
+            write_png(picture, class_sheet(checks.examples(dataset, reports)))
             print(f"{shown(picture)} shows each class in an image")
     if found:
         sys.exit(1)
