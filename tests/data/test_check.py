@@ -278,5 +278,6 @@ def test_wrong_root_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(main, "chekc") == 2
     assert call(main, "check", "--help") == 0
     shown = capsys.readouterr().out
-    for part in ("dataset: ade20k, camvid, cityscapes, folder, shapes, voc", "dataset.sbd_root", "exit status is 1"):
+    names = "ade20k, boxes, camvid, cityscapes, coco_boxes, folder, shapes, voc"
+    for part in (f"dataset: {names}", "dataset.sbd_root", "exit status is 1"):
         assert part in shown
