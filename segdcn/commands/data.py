@@ -61,7 +61,7 @@ def check(config: DictConfig) -> None:
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{sum(report.samples for report in reports):,} images, {len(found)} problem(s)", flush=True)
-    if picture is not None and any(report.read for report in reports):
+    if picture is not None and any(report.typical for report in reports):
         with decoration("picture of the classes", "picture=FILE.png writes another file, picture=null none"):
             write_png(picture, class_sheet(checks.examples(dataset, reports)))
             print(f"{shown(picture)} shows each class in an image")

@@ -129,6 +129,7 @@ def test_what_would_stop_a_training_is_an_error(tmp_path: Path, capsys: pytest.C
     (tmp_path / "JPEGImages" / "b.jpg").unlink()
     status, out, errors = check(capsys, *options)
     assert (status, row(out, "train")[4]) == (1, "1")
+    assert out.splitlines()[-1] == "1 images, 2 problem(s)"  # and no picture, without an object
     for error, pattern in zip(
         errors,
         [
