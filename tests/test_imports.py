@@ -36,7 +36,7 @@ MAY_IMPORT = {
     ),
     "detection": (  # a guest: but for the commands nothing knows of it
         "ops models data drawing evaluation runs training report",
-        "torch torchvision numpy cv2 PIL pytorch_lightning torchmetrics pycocotools",
+        "torch torchvision numpy cv2 PIL rich pytorch_lightning pycocotools",
     ),
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),
     "commands": (

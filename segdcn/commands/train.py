@@ -65,7 +65,7 @@ def train(config: DictConfig) -> float:
     seed_everything(config.seed, workers=True, verbose=False)
 
     dataset = build_dataset(config)
-    kind = kind_of(dataset)
+    kind = kind_of(dataset, config)
     found = kind.settle(config, dataset)
     notes = kind.labels_before_training(dataset) if is_first() else []  # before weights are fetched for what is refused
     data = build_datamodule(config, dataset)

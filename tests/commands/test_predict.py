@@ -22,8 +22,8 @@ from PIL import Image
 from running import BARE, call, compose, make_camvid, one_line, process, real_camvid
 
 import segdcn
-from segdcn.commands import segmentation
 from segdcn.commands import evaluate as evaluate_command
+from segdcn.commands import segmentation
 from segdcn.commands.errors import TRY_AGAIN
 from segdcn.commands.predict import main
 from segdcn.commands.train import train
