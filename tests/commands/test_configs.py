@@ -34,8 +34,8 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 def given(name: str, root: object) -> tuple[str, ...]:
     """What a recipe or a sweep must be told of its data set, which its name tells."""
     parts = name.split("_")
-    where = (f"dataset.root={root}",) if {"camvid", "voc", "cityscapes", "finetune"} & {*parts} else ()
-    return (*where, f"dataset.sbd_root={root}") if "voc" in parts else where
+    where = (f"dataset.root={root}",) if {"camvid", "voc", "coco", "cityscapes", "finetune"} & {*parts} else ()
+    return (*where, f"dataset.sbd_root={root}") if "voc" in parts and "boxes" not in parts else where
 
 
 # what a user must say; a name, since only a command knows which options were chosen
@@ -166,7 +166,9 @@ ROWS = {
     for number, figures in table.items()
 }
 SHARED = ("paper", "modern", "finetune")  # without data of their own: voc_*, cityscapes_* and tests below train them
+SHARED += ("boxes_paper", "boxes_finetune")  # and those of detection/test_recipes.py, of boxes_voc_* and boxes_coco_*
 TRAINED = [name for name in EXPERIMENTS if name not in ROWS and name not in SHARED]
+TRAINED = [name for name in TRAINED if not name.startswith(("boxes_voc", "boxes_coco"))]
 
 
 def experiment(name: str, *overrides: str) -> DictConfig:
@@ -290,6 +292,7 @@ JOBS = {
     "shapes_atrous": 12,
     "camvid_layers": 12,
     "camvid_layers_long": 12,
+    "boxes_pooling": 25,
 }
 
 
