@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(config: DictConfig) -> float:
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``.
 
-    Returns the figure by which a run is judged.
+    Returns the figure by which a run is judged, NaN where the protocol has another.
     """
     from segdcn.commands.build import build_trainer, quiet_libraries
     from segdcn.runs.checkpoint import read_checkpoint
@@ -74,7 +75,8 @@ def evaluate(config: DictConfig) -> float:
         with decoration("table", f"the figures are in {shown(folder)}/metrics.json"):
             kind.print_figures(task.result, config.split, dataset.class_names, conditions)
         print(f"figures and pictures in {shown(folder)}")
-    return float(task.result.figures[f"{config.split}/{task.monitor.partition('/')[2]}"])
+    judged = f"{config.split}/{task.monitor.partition('/')[2]}"
+    return float(task.result.figures.get(judged, math.nan))  # another protocol may have other figures
 
 
 def evaluation_folder(config: DictConfig) -> Path:

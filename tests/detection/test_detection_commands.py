@@ -1,0 +1,232 @@
+"""A detector trains, resumes, evaluates, predicts, sweeps and reports by the commands of segmentation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import assert_same_run, call, clean_environment, compose, one_line
+
+from segdcn.commands import analyze, evaluate, export, predict, report, train
+from segdcn.commands import sweep as sweep_command
+from segdcn.detection import Boxes, DetectionDataModule, DetectionTask, build_detector
+from segdcn.detection.found import read_found
+from segdcn.models import Deform
+
+RUN = (
+    "experiment=boxes",
+    "dataset.train_images=16",
+    "dataset.val_images=6",
+    "dataset.test_images=5",
+    "datamodule.batch_size=4",
+    "datamodule.eval_batch_size=4",
+    "model.hidden=16",
+    "model.channels=16",
+    "model.proposals=20",
+    "model.deform.layers=1",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "logger=none",
+    "name=test",
+)
+SMALL = (*RUN, "callbacks.panels=null", "report=false")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all that a run leaves."""
+    folder = tmp_path_factory.mktemp("detector") / "run"
+    assert 0 <= train.train(compose("train", *RUN, f"output_dir={folder}")) <= 1
+    return folder
+
+
+def test_a_run_leaves_its_figures_pictures_and_page(whole: Path) -> None:
+    metrics = json.loads((whole / "metrics.json").read_text())
+    rows = list(csv.DictReader((whole / "metrics.csv").open()))
+    best = max(float(row["val/map70"]) for row in rows)
+    assert float(f"{metrics['val/map70']:.6g}") == best
+    assert (metrics["protocol"], metrics["images"]) == ("voc", 6)
+    assert all(float(row["offset/backbone.body.layer4.0.conv2/mean"]) >= 0 for row in rows)
+    assert len(read_found(whole / "found.npz").names) == 6
+    for path in [*(whole / "panels").iterdir()]:
+        assert np.asarray(Image.open(path)).std() > 1
+    assert {path.name for path in (whole / "panels").iterdir()} >= {"val_0.png", "val_0_bins.png"}
+    page = (whole / "report.html").read_text()
+    for part in ("mAP@0.7, %", "Best, median and worst images", "AP@0.7 per class", "pooling deformable"):
+        assert part in page
+
+
+def test_an_evaluation_counts_what_the_training_did(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((whole / "metrics.json").read_text())
+    checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
+    assert call(evaluate.main, checkpoint, "callbacks.panels=null", "trainer.accelerator=cpu") == 0
+    after = json.loads((whole / "evaluation" / "best_val" / "metrics.json").read_text())
+    figures = {key for key in before if key.startswith("val/")}
+    assert {key: after[key] for key in figures} == {key: before[key] for key in figures}
+    assert "map70" in capsys.readouterr().out
+    settings = ("split=test", "protocol=coco", "callbacks.panels=null", "trainer.accelerator=cpu")
+    assert call(evaluate.main, checkpoint, *settings) == 0
+    tested = json.loads((whole / "evaluation" / "best_test_coco" / "metrics.json").read_text())
+    assert 0 <= tested["test/map_50"] <= 1
+    assert tested["images"] == 5
+
+
+def test_a_photograph_gets_boxes_and_rows(whole: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "photos", tmp_path / "found"
+    source.mkdir()
+    sample = Boxes(val_images=1).split("val")[0]
+    Image.fromarray(sample.image).save(source / "a.png")
+    Image.fromarray(sample.image[:100, :90]).save(source / "b.png")
+    checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
+    arguments = (checkpoint, f"input={source}", f"output={output}", "score=0.05", "device=cpu")
+    assert call(predict.main, *arguments) == 0
+    rows = list(csv.DictReader((output / "boxes.csv").open()))
+    assert {row["file"] for row in rows} <= {"a.png", "b.png"}
+    assert {row["class"] for row in rows} <= set(Boxes.class_names)
+    for row in rows:
+        width, height = (128, 128) if row["file"] == "a.png" else (90, 100)
+        assert 0 <= float(row["x1"]) <= float(row["x2"]) <= width
+        assert 0 <= float(row["y1"]) <= float(row["y2"]) <= height
+        assert float(row["score"]) >= 0.05
+    assert Image.open(output / "a_overlay.png").size == (128, 128)
+    assert call(predict.main, *arguments[:3], "areas=true", "device=cpu") == 1
+
+
+def test_what_has_no_meaning_for_a_detector_is_one_line(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
+    cases: list[tuple[Any, tuple[str, ...], str]] = [
+        (export.main, (checkpoint,), "finds boxes and gives no logits"),
+        (analyze.main, (checkpoint,), "finds boxes and gives no logits"),
+        (evaluate.main, (checkpoint, "inference.flip=true"), "inference.flip is of label maps"),
+        (evaluate.main, (checkpoint, "submission=true"), "submission=true is of label maps"),
+        (evaluate.main, (checkpoint, "protocol=cityscapes"), "voc07, voc, coco"),
+        (report.main, (str(whole), str(whole)), "one by one"),
+        (train.main, ("dataset=boxes",), "choose model=faster_rcnn"),
+        (train.main, ("model=faster_rcnn_tiny",), "choose dataset=boxes"),
+    ]
+    for main, arguments, part in cases:
+        assert call(main, *arguments) == 1, arguments
+        assert part in one_line(capsys.readouterr().err)
+    with pytest.raises(ValueError, match="finds boxes"):
+        __import__("segdcn").load(whole / "checkpoints" / "best.ckpt")
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_the_undisturbed_one(tmp_path: Path) -> None:
+    folder, other = tmp_path / "run", tmp_path / "whole"
+    command = [sys.executable, "-m", "segdcn.commands.train", *SMALL, "trainer.max_epochs=3"]
+    environment = {**clean_environment(), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, f"output_dir={other}"], check=True, env=environment, capture_output=True)
+    killed = subprocess.Popen([*command, f"output_dir={folder}"], env=environment, stdout=subprocess.DEVNULL)
+    while not (folder / "checkpoints" / "last.ckpt").is_file():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (folder / "metrics.json").exists()
+    again = [sys.executable, "-m", "segdcn.commands.train", f"resume={folder}"]
+    subprocess.run(again, check=True, env=environment, capture_output=True)
+    assert_same_run(folder, other)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_count_each_image_once(tmp_path: Path) -> None:
+    two = ("trainer=ddp", "trainer.devices=2", "trainer.sync_batchnorm=false", "dataset.val_images=5")
+    environment = {**clean_environment(), "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "segdcn.commands.train", *SMALL, *two, f"output_dir={folder}"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    before = json.loads((folder / "metrics.json").read_text())
+    checkpoint = f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
+    assert call(evaluate.main, checkpoint, "callbacks.panels=null", "trainer.accelerator=cpu") == 0
+    after = json.loads((folder / "evaluation" / "best_val" / "metrics.json").read_text())
+    assert before["images"] == after["images"] == 5
+    assert {key: after[key] for key in before if key.startswith("val/")} == {
+        key: value for key, value in before.items() if key.startswith("val/")
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_of_poolings_is_compared_by_what_is_monitored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = ("model.pooling=roi_align,deformable", "seed=0,1", "sweep.name=pooling")
+    assert call(train.main, "-m", *SMALL[:-3], "trainer.max_epochs=1", "callbacks.panels=null", *jobs) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(
+        sys, "argv", ["segdcn-sweep", "collect", "sweeps/pooling", "--baseline", "model.pooling=roi_align"]
+    )
+    sweep_command.main()
+    text = capsys.readouterr().out
+    assert "map70" in text
+    assert "model.pooling=deformable" in text or "pooling=deformable" in text
+
+
+def test_offset_branches_learn_at_rates_of_their_own() -> None:
+    network = build_detector(
+        2, "rfcn", "resnet_tiny", 8, None, Deform(layers=1), pooling="modulated", channels=8, bins=3, samples=2
+    )
+    task = DetectionTask(network, ["a", "b"], backbone_lr_mult=0.5, offset_lr_mult=0.1, reduce_lr_mult=3.0)
+    groups = {group["name"]: group for group in task.parameter_groups()}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    of = {key: {names[id(parameter)] for parameter in group["params"]} for key, group in groups.items()}
+    assert sum(map(len, of.values())) == len(names)
+    assert of["offset"] == {f"backbone.body.layer4.0.conv2.offset.{part}" for part in ("weight", "bias")}
+    pools = ("scores", "boxes")
+    expected = {
+        f"roi_heads.box_roi_pool.pool.{pool}.{field}.{part}"
+        for pool in pools
+        for field in ("offset", "mask")
+        for part in ("weight", "bias")
+    }
+    assert of["pool_offset"] == expected
+    assert of["reduce"] | of["reduce_no_decay"] == {"backbone.reduce.weight", "backbone.reduce.bias"}
+    assert {key: group["lr_mult"] for key, group in groups.items() if not key.endswith("no_decay")} == {
+        "backbone": 0.5,
+        "offset": 0.1,
+        "pool_offset": 0.01,
+        "reduce": 3.0,
+        "head": 1.0,
+    }
+    assert all(group["weight_decay"] == 0 for key, group in groups.items() if key.endswith(("no_decay", "offset")))
+
+
+def test_a_mirrored_box_lies_on_the_mirrored_object() -> None:
+    data = DetectionDataModule(Boxes(train_images=4, val_images=1), batch_size=4, flip=1.0, num_workers=0)
+    (batch,) = list(data.train_dataloader())
+    for image, target, name in zip(batch["image"], batch["target"], batch["name"], strict=True):
+        sample = next(one for one in data.dataset.split("train") if one.name == name)
+        assert torch.equal(
+            (image * 255).round().byte().permute(1, 2, 0), torch.from_numpy(sample.image[:, ::-1].copy())
+        )
+        for box, (x1, y1, x2, y2) in zip(target["boxes"], sample.objects.boxes.astype(int), strict=True):
+            inside = sample.image[y1:y2, x1:x2]
+            left, top, right, bottom = box.int().tolist()
+            seen = (image * 255).round().byte()[:, top:bottom, left:right].permute(1, 2, 0).numpy()
+            assert np.array_equal(seen[:, ::-1], inside)
+
+
+def test_ignored_objects_are_not_learned() -> None:
+    data = Boxes(train_images=2, val_images=1)
+    sample = data.split("train")[0]
+    ignored = np.arange(len(sample.objects.labels)) == 0
+    data._samples["train"][0] = sample._replace(objects=sample.objects._replace(ignored=ignored))
+    module = DetectionDataModule(data, batch_size=2, flip=0.0, num_workers=0)
+    (batch,) = list(module.train_dataloader())
+    target = batch["target"][batch["name"].index(sample.name)]
+    assert np.array_equal(target["boxes"].numpy(), sample.objects.boxes[1:])
+    assert np.array_equal(target["labels"].numpy(), sample.objects.labels[1:])
