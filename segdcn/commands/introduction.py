@@ -13,6 +13,9 @@ from segdcn.models import sampling_layers
 from segdcn.runs.files import shown
 from segdcn.training.base import Task
 
+ROLES = {"offset": "offsets", "pool_offset": "offsets of pooling", "reduce": "1x1 convolution"}
+"""Roles of parameter groups in words."""
+
 
 def introduce(
     config: DictConfig,
@@ -72,14 +75,16 @@ def _batch(config: DictConfig, task: Task, images: int) -> str:
             parts.append(f"{number} {what}")
     total = f" = {images} per step" if len(parts) > 1 else ""
     rate = f", learning rate {config.optimizer.lr:g}" if "lr" in config.optimizer else ""
-    factors = {group["name"].removesuffix("_no_decay"): group["lr_mult"] for group in task.parameter_groups()}
+    roles = {group["name"].partition("_layer")[0].removesuffix("_no_decay") for group in task.parameter_groups()}
     factors_in_words = [
-        f"{role}{'s' if role.endswith('offset') else ''} x {factor:g}"
-        for role, factor in factors.items()
-        if factor != 1
+        f"{ROLES.get(role, role)} x {factor:g}"
+        for key, factor in config.task.items()
+        if (role := str(key).removesuffix("_lr_mult")) != key and role in roles and factor != 1
     ]
+    if (decay := config.task.get("layer_lr_decay", 1.0)) != 1:
+        factors_in_words.append(f"each layer below x {decay:g}")
     lines = [" x ".join(parts) + total + rate + (f" ({', '.join(factors_in_words)})" if factors_in_words else "")]
-    if config.task.backbone_lr_mult != 1 and "backbone" not in factors:
+    if config.task.backbone_lr_mult != 1 and "backbone" not in roles:
         lines.append("note     task.backbone_lr_mult has no effect: the network has no part backbone that learns")
     if config.images_per_step not in (None, images):
         lines.append(

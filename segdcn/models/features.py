@@ -32,6 +32,11 @@ class Backbone(nn.Module):
 
     stages: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """The names of what counts as each layer where the learning rate decays by layers, from the image on."""
+        return self.stages
+
     def __init__(self, channels: tuple[int, int, int, int], output_stride: int) -> None:
         super().__init__()
         self.low_level_channels, self.second_channels, self.middle_channels, self.out_channels = channels

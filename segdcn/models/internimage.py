@@ -103,6 +103,7 @@ class InternImage(Backbone):
             raise UserError(f"InternImage has output stride 32 alone, got {output_stride}: set model.output_stride=32")
         channels = [variant.channels * 2**number for number in range(4)]
         super().__init__((channels[0], channels[1], channels[2], channels[3]), output_stride)
+        self.variant = variant
         self.patch_embed = _Stem(channels[0])
         blocks = sum(variant.depths)
         rates = [variant.drop_path * number / (blocks - 1) for number in range(blocks)]
@@ -125,6 +126,26 @@ class InternImage(Backbone):
                     nn.init.trunc_normal_(layer.weight, std=0.02)
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
+
+    @property
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """The stem, then the blocks of all stages; what lies between blocks is part of one as the authors count.
+
+        Norm and downsampling behind a stage are of the next stage's first block, but the last stage's norm is of its
+        own first block, and the norms among the blocks of a third stage are of its first blocks, in their order.
+        """
+        layers, behind = [["patch_embed"]], list[str]()
+        for number, depth in enumerate(self.variant.depths):
+            blocks = [[f"levels.{number}.blocks.{block}"] for block in range(depth)]
+            blocks[0] += behind
+            behind = [f"levels.{number}.norm", f"levels.{number}.downsample"]
+            if number == 2:
+                for norm in range(len(self.variant.norms_within)):
+                    blocks[norm].append(f"levels.2.post_norms.{norm}")
+            if number == 3:
+                blocks[0] += behind
+            layers += blocks
+        return tuple(map(tuple, layers))
 
     def forward(self, image: Tensor) -> Features:
         x = self.patch_embed(image)

@@ -28,7 +28,7 @@ def run_charts(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares
             for number, (key, label) in enumerate(there)
         ]
 
-    rates = [(key, key[3:]) for key in epochs if key.startswith("lr/") and not key.endswith("no_decay")]
+    rates = [(key, key[3:]) for key in epochs if _is_rate(key)]
     means = [
         (key, key[7:-5].removeprefix("backbone."))
         for key in epochs
@@ -52,10 +52,15 @@ def run_charts(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares
     return [chart for chart in charts if chart is not None]
 
 
+def _is_rate(key: str) -> bool:
+    """Whether it is a role's learning rate, of which that without weight decay and that of a layer are fixed shares."""
+    return key.startswith("lr/") and not key.endswith("no_decay") and "_layer" not in key
+
+
 def epoch_table(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares = OF_PIXELS) -> list[dict[str, Any]]:
     """What the curves show, as numbers; empty without epochs."""
     columns = [("train/loss", 1, 4), (f"{split}/loss", 1, 4), *((f"{split}/{key}", 100, 2) for key in shares)]
-    columns += [(key, 1, 6) for key in epochs if key.startswith("lr/") and not key.endswith("no_decay")]
+    columns += [(key, 1, 6) for key in epochs if _is_rate(key)]
     columns += [(key, 100 if key.endswith("outside") else 1, 3) for key in epochs if key.startswith("offset/")]
     columns = [column for column in columns if column[0] in epochs]
     if not columns:

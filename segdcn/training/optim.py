@@ -12,6 +12,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from segdcn.errors import UserError
+from segdcn.models import Backbone
 from segdcn.ops import DeformConv2d
 
 ADAMW = partial(AdamW, lr=1e-3, weight_decay=1e-4)
@@ -19,21 +20,28 @@ ADAMW = partial(AdamW, lr=1e-3, weight_decay=1e-4)
 
 
 def parameter_groups(
-    network: nn.Module, backbone_lr_mult: float = 1.0, offset_lr_mult: float = 0.1
+    network: nn.Module, backbone_lr_mult: float = 1.0, offset_lr_mult: float = 0.1, layer_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for any torch optimizer; each carries the factor ``lr_mult`` on the optimizer's learning rate.
 
     | role     | parameters                                  | learning rate      | weight decay           |
     |----------|---------------------------------------------|--------------------|------------------------|
-    | offset   | offset (and mask) branches                  | x offset_lr_mult   | none                   |
+    | offset   | a DeformConv2d's offset (and mask) branch   | x offset_lr_mult   | none                   |
     | backbone | the rest of ``network.backbone``            | x backbone_lr_mult | none for norms, biases |
     | head     | everything else                             | x 1                | none for norms, biases |
 
     Offset branches learn slowly because one offset gathers the gradients of all channels; at the full rate small
-    networks fail to train. They are not decayed, since zero is no better an offset than another.
+    networks fail to train. They are not decayed, since zero is no better an offset than another. The branches of DCNv3
+    and DCNv4 are weights like others here, as their authors train them.
 
-    Raises: UserError for a network in which nothing learns.
+    layer_lr_decay: a further factor on the backbone's learning rates, once for its last layer and once more for each
+    layer before. ``Backbone.layers`` says what a layer is: a block of InternImage, a stage of other networks.
+
+    Raises: UserError for a network in which nothing learns, and for layer_lr_decay outside 0..1 or with a backbone
+    that does not name its layers.
+    Source: Bao et al. 2022 (BEiT); counted as in InternImage's code, which has 0.94 for L and XL, 1 for T, S and B.
     """
+    in_layer = _layers_of_parameters(network, layer_lr_decay) if layer_lr_decay != 1 else {}
     offset_branch = {
         id(parameter)
         for module in network.modules()
@@ -50,15 +58,36 @@ def parameter_groups(
             role = "backbone" if name.startswith("backbone.") else "head"
             lr_mult = backbone_lr_mult if role == "backbone" else 1.0
             decayed = parameter.ndim > 1
-        if role != "offset" and not decayed:
-            role += "_no_decay"
-        group = groups.setdefault(role, {"name": role, "params": [], "lr_mult": lr_mult})
+        layer, below = in_layer.get(id(parameter), ("", 0))
+        role += layer if decayed or role == "offset" else f"{layer}_no_decay"
+        group = groups.setdefault(role, {"name": role, "params": [], "lr_mult": lr_mult * layer_lr_decay**below})
         if not decayed:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
     if not groups:
         raise UserError("the network has no parameter that learns")
     return list(groups.values())
+
+
+def _layers_of_parameters(network: nn.Module, decay: float) -> dict[int, tuple[str, int]]:
+    """Of each of the backbone's parameters, by id: its layer in words, and how many layers it lies below the head."""
+    if not 0 < decay < 1:
+        raise UserError(f"layer_lr_decay must be above 0 and at most 1, got {decay}")
+    backbone = getattr(network, "backbone", None)
+    layers = backbone.layers if isinstance(backbone, Backbone) else ()
+    found = {
+        id(parameter): (f"_layer{number}", len(layers) - number)
+        for number, names in enumerate(layers)
+        for name in names
+        for parameter in network.get_submodule(f"backbone.{name}").parameters()
+    }
+    if backbone is None or not all(id(parameter) in found for parameter in backbone.parameters()):
+        kind = "" if backbone is None else f", which {type(backbone).__name__} does not"
+        raise UserError(
+            f"layer_lr_decay={decay} needs a backbone that names the layers of all its parameters{kind}: set"
+            " task.layer_lr_decay=1.0"
+        )
+    return found
 
 
 def poly(optimizer: Optimizer, total_steps: int | None, power: float = 0.9, warmup_steps: int = 0) -> LRScheduler:

@@ -40,7 +40,7 @@ class SegmentationTask(Task):
     optimizer: parameter groups → Optimizer.
     schedule: optimizer, total_steps (None where the training's length is not known) → LRScheduler, stepped per
         iteration.
-    backbone_lr_mult, offset_lr_mult: see ``parameter_groups``.
+    backbone_lr_mult, offset_lr_mult, layer_lr_decay: see ``parameter_groups``.
     auxiliary_weight: of each auxiliary head's loss.
     channels_last: whether the channels of a pixel lie side by side in memory, for which most convolutions are faster;
         sums are taken in another order, so that figures differ a little.
@@ -66,6 +66,7 @@ class SegmentationTask(Task):
         schedule: Callable[..., LRScheduler] = poly,
         backbone_lr_mult: float = 1.0,
         offset_lr_mult: float = 0.1,
+        layer_lr_decay: float = 1.0,
         auxiliary_weight: float = 0.4,
         channels_last: bool = False,
         seed: int = 0,
@@ -83,6 +84,7 @@ class SegmentationTask(Task):
         self.class_names = names
         self.backbone_lr_mult = backbone_lr_mult
         self.offset_lr_mult = offset_lr_mult
+        self.layer_lr_decay = layer_lr_decay
         self.auxiliary_weight = auxiliary_weight
         self.mean_loss = MeanMetric()
 
@@ -104,7 +106,7 @@ class SegmentationTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See ``optim.parameter_groups``."""
-        return parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult)
+        return parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult, self.layer_lr_decay)
 
     def _laid_out(self, image: Tensor) -> Tensor:
         return image.contiguous(memory_format=torch.channels_last) if self.channels_last else image
