@@ -99,7 +99,7 @@ class Evaluator(nn.Module):
 
         started = time.perf_counter()
         logits = self.inference(network, self.protocol.prepare(image))
-        classes = logits.argmax(dim=1)
+        classes = self.protocol.classes(logits, (label.shape[1], label.shape[2]))
         if classes.is_cuda:
             torch.cuda.synchronize(classes.device)
         self._seconds += time.perf_counter() - started

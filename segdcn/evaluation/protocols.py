@@ -5,6 +5,7 @@ Legend: N images, K classes, H x W pixels. A figure is comparable with others of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -46,11 +47,13 @@ class EvaluationProtocol:
         num_classes: how many classes the protocol is defined for; None for any.
         short_side, long_side: the image is resized until its shorter side has ``short_side`` pixels, less where
             its longer side would exceed ``long_side``; None keeps its size.
+        multiple: both sides are then stretched to the next multiple of it.
         crop: side of the central square that is evaluated after resizing; None for all.
         like: the library whose bilinear and nearest rules resizing follows (to "pillow" belong torchvision's sizes,
-            which know no ``long_side``).
+            which know no ``long_side``; "mmcv" is OpenCV with half pixels rounded up).
         meet_at: whether the predicted classes are resized (nearest) to the truth or the truth to them, where
             their sizes differ.
+        resized_logits: where they meet at the truth, logits are resized to it (bilinear) before classes are taken.
         absent_is_zero: a class in neither truth nor prediction counts as IoU 0 in the mean, not at all otherwise.
         categories: report category IoU, and instance-weighted IoU where there are instance files.
     """
@@ -60,16 +63,23 @@ class EvaluationProtocol:
     num_classes: int | None = None
     short_side: int | None = None
     long_side: int | None = None
+    multiple: int = 1
     crop: int | None = None
-    like: Literal["opencv", "pillow"] = "opencv"
+    like: Literal["opencv", "pillow", "mmcv"] = "opencv"
     meet_at: Literal["truth", "prediction"] = "truth"
+    resized_logits: bool = False
     absent_is_zero: bool = False
     categories: bool = False
 
     def prepare(self, image: Tensor) -> Tensor:
         """The images that the network is to see; (N, 3, H, W) -> (N, 3, H', W')."""
         image = resize(image, self._resized((image.shape[2], image.shape[3])), antialias=self.like == "pillow")
-        return self._cropped(image)
+        height, width = (self.multiple * math.ceil(side / self.multiple) for side in image.shape[2:])
+        return self._cropped(resize(image, (height, width)))
+
+    def classes(self, logits: Tensor, size: Size) -> Tensor:
+        """What ``meet`` takes as prediction; logits (N, K, H', W') and the truth's size (H, W) -> (N, ...)."""
+        return (resize(logits, size) if self.resized_logits else logits).argmax(dim=1)
 
     def meet(self, prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Prediction (N, H', W') and truth (N, H, W) at the one size at which they are compared."""
@@ -88,7 +98,10 @@ class EvaluationProtocol:
         factor = self.short_side / min(size)
         if self.long_side is not None:
             factor = min(factor, self.long_side / max(size))
-        return (round(factor * size[0]), round(factor * size[1]))
+        height, width = (factor * size[0], factor * size[1])
+        if self.like == "mmcv":
+            return (int(height + 0.5), int(width + 0.5))
+        return (round(height), round(width))
 
     def _cropped(self, values: Tensor) -> Tensor:
         if self.crop is None:
@@ -151,6 +164,17 @@ _PROTOCOLS = (
         short_side=513,
         crop=513,
         like="pillow",
+    ),
+    # upernet_internimage_t_512_160k_ade20k.py of OpenGVLab/InternImage, for mmsegmentation
+    EvaluationProtocol(
+        "short512",
+        "mmsegmentation's for UperNet on ADE20K: shorter side 512 (longer at most 2048), then both stretched to"
+        " multiples of 32, logits resized (bilinear) to the truth, absent classes left out",
+        short_side=512,
+        long_side=2048,
+        multiple=32,
+        like="mmcv",
+        resized_logits=True,
     ),
 )
 

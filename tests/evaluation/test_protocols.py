@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -86,6 +88,76 @@ def test_crop513_is_torchvisions_resize_and_centre_crop(height: int, width: int)
     np.testing.assert_allclose(image[0, 0].numpy(), np.asarray(smooth), atol=2e-2)
 
 
+def mmcv_size(height: int, width: int) -> tuple[int, int]:
+    """Of an image within (2048, 512) with its ratio kept; halves are rounded up."""
+    factor = Fraction(512, min(height, width))
+    factor = min(factor, Fraction(2048, max(height, width)))
+    return tuple(math.floor(factor * side + Fraction(1, 2)) for side in (height, width))  # type: ignore[return-value]
+
+
+def by_hand(pixels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a network sees, and classes at the image's size, where logits are colours times weights; by OpenCV."""
+    height, width = mmcv_size(*pixels.shape[:2])
+    seen = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    seen = cv2.resize(seen, (-width // 32 * -32, -height // 32 * -32), interpolation=cv2.INTER_LINEAR)
+    size = (pixels.shape[1], pixels.shape[0])
+    logits = [cv2.resize(seen @ weight, size, interpolation=cv2.INTER_LINEAR) for weight in weights]
+    return seen, np.argmax(logits, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((683, 1024), (512, 768)),
+        ((512, 683), (512, 704)),
+        ((1024, 1025), (512, 544)),  # 512.5 columns, rounded up
+        ((300, 2000), (320, 2048)),
+        ((90, 60), (768, 512)),
+    ],
+)
+def test_short512_is_mmsegmentations_pipeline_for_ade20k(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    generator = np.random.default_rng(0)
+    coarse = generator.random((9, 9, 3), dtype=np.float32)
+    pixels = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
+    weights = generator.standard_normal((5, 3)).astype(np.float32)
+    expected, classes = by_hand(pixels, weights)
+    assert expected.shape[:2] == seen
+    protocol, image = get_protocol("short512", 5), torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    ours = protocol.prepare(image)
+    torch.testing.assert_close(ours[0].permute(1, 2, 0), torch.from_numpy(expected), atol=2e-3, rtol=0)
+
+    sizes = []
+
+    class Colours(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            sizes.append(tuple(image.shape[2:]))
+            return torch.einsum("kc,nchw->nkhw", torch.from_numpy(weights), image)
+
+    # a truth of two classes here and there; the figures are those of the classes by hand
+    truth = generator.integers(0, 5, size)
+    truth[: size[0] // 3] = classes[: size[0] // 3]
+    evaluator = Evaluator([str(k) for k in range(5)], protocol=protocol)
+    logits, at_logits = evaluator.update(
+        Colours(), {"image": image, "label": torch.from_numpy(truth)[None], "name": ["a"]}
+    )
+    assert sizes == [seen]
+    assert logits.shape[2:] == at_logits.shape[1:] == seen
+    found = evaluator.compute().counts.confusion.numpy()
+    confusion = np.bincount(5 * truth.ravel() + classes.ravel(), minlength=25).reshape(5, 5)
+    assert np.abs(found - confusion).sum() <= 2e-3 * truth.size  # pixels at which two classes are as likely
+
+
+def test_logits_that_are_resized_give_other_classes_than_resized_classes() -> None:
+    logits = torch.tensor([[[[4.0, 0, 0, 0]], [[0, 1, 1, 1]]]])  # 1x4 pixels
+    protocol, truth = get_protocol("short512", 2), torch.zeros(1, 1, 8, dtype=torch.int64)
+    prediction, _ = protocol.meet(protocol.classes(logits, (1, 8)), truth)
+    # the first class reaches beyond its pixel's border: 4 * 0.25 against 0.75 in the third column
+    assert prediction.tolist() == [[[0, 0, 0, 1, 1, 1, 1, 1]]]
+    plain = get_protocol("native", 2)
+    prediction, _ = plain.meet(plain.classes(logits, (1, 8)), truth)
+    assert prediction.tolist() == [[[0, 0, 1, 1, 1, 1, 1, 1]]]
+
+
 def test_absent_classes_count_zero_in_the_paper_only() -> None:
     truth = torch.zeros(1, 40, 60, dtype=torch.int64)
     truth[:, :, 30:] = 1
@@ -108,7 +180,7 @@ def test_absent_classes_count_zero_in_the_paper_only() -> None:
 @pytest.mark.parametrize(
     ("name", "classes", "parts"),
     [
-        ("pascal", 21, ("'pascal'", "native, voc, cityscapes, paper, crop513")),
+        ("pascal", 21, ("'pascal'", "native, voc, cityscapes, paper, crop513, short512")),
         ("voc", 11, ("protocol=voc", "21 classes", "has 11")),
         ("paper", 11, ("21 or 19", "has 11")),
     ],
