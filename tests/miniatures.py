@@ -1,4 +1,4 @@
-"""Miniature copies of PASCAL VOC 2012, SBD and Cityscapes, in the layout and formats of the originals; noise."""
+"""Miniature copies of PASCAL VOC 2012, SBD, Cityscapes and ADE20K, in the originals' layout and formats; noise."""
 
 from __future__ import annotations
 
@@ -211,3 +211,16 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[
     """Coarse, so that JPEG keeps it and labels vary over the image."""
     blocks = np.random.default_rng(seed).integers(0, 256, (-(-height // 8), -(-width // 8), channels), np.uint8)
     return np.ascontiguousarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
+
+
+def make_ade20k(root: Path, train: int = 2) -> Path:
+    """Images to train, from the last to the first, and one to validate, of 24x32 pixels; masks hold 0, 1, 150, 13."""
+    rng = np.random.default_rng(0)
+    mask = Image.fromarray(np.repeat(np.array([0, 1, 150, 13], np.uint8), 8)[None].repeat(24, axis=0))
+    names = [f"training/ADE_train_{number:08}" for number in range(train, 0, -1)]
+    for name in (*names, "validation/ADE_val_00000001"):
+        for kind in ("images", "annotations"):
+            (root / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(root / "images" / f"{name}.jpg")
+        mask.save(root / "annotations" / f"{name}.png")
+    return root

@@ -16,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object, instantiate
-from miniatures import make_cityscapes, make_voc
+from miniatures import make_ade20k, make_cityscapes, make_voc
 from omegaconf import DictConfig, OmegaConf
 from running import BARE, compose, make_camvid
 from torch import nn
@@ -24,6 +24,7 @@ from torch import nn
 from segdcn.commands.compose import CONFIG_PATH
 from segdcn.commands.train import train
 from segdcn.models import deformable_layers
+from segdcn.training.optim import parameter_groups
 
 CONF = Path(CONFIG_PATH)
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name != "inference")
@@ -34,7 +35,8 @@ SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 def given(name: str, root: object) -> tuple[str, ...]:
     """What a recipe or a sweep must be told of its data set, which its name tells."""
     parts = name.split("_")
-    where = (f"dataset.root={root}",) if {"camvid", "voc", "coco", "cityscapes", "finetune"} & {*parts} else ()
+    roots = {"ade20k", "camvid", "voc", "coco", "cityscapes", "finetune"}
+    where = (f"dataset.root={root}",) if roots & {*parts} else ()
     return (*where, f"dataset.sbd_root={root}") if "voc" in parts and "boxes" not in parts else where
 
 
@@ -257,6 +259,7 @@ def test_the_papers_network_learns_what_the_authors_code_does() -> None:
         ("cityscapes_paper", {0: 1e-4, 999: 1e-4, 1_000: 1e-3, 29_999: 1e-3, 30_000: 1e-4, 44_999: 1e-4}),
         ("voc_v3", {0: 0.007, 15_000: 0.007 * 0.5**0.9}),
         ("cityscapes_v3plus", {0: 0.007, 45_000: 0.007 * 0.5**0.9}),
+        ("ade20k_upernet_internimage_t", {0: 6e-5 / 1501, 1_499: 6e-5 / 1501 * 1500, 80_000: 3e-5, 159_999: 3.75e-10}),
     ],
 )
 def test_learning_rates_at_points_of_a_recipe(name: str, rates: dict[int, float]) -> None:
@@ -267,12 +270,24 @@ def test_learning_rates_at_points_of_a_recipe(name: str, rates: dict[int, float]
         assert config.optimizer.lr * factor(step) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith(("voc", "cityscapes"))])
+def test_upernets_optimizer_is_the_authors() -> None:
+    config = experiment("ade20k_upernet_internimage_t")
+    network = network_of("ade20k_upernet_internimage_t")
+    groups = parameter_groups(network, *(config.task[key] for key in ("backbone_lr_mult", "offset_lr_mult")))
+    optimizer = instantiate(config.optimizer)(groups)
+    found = {id(p): (g["betas"], g["lr_mult"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in network.named_parameters():
+        decay = 0.0 if parameter.ndim == 1 else 0.05
+        assert found[id(parameter)] == ((0.9, 0.999), 1.0, decay), name
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith(("voc", "cityscapes", "ade20k"))])
 def test_every_step_has_its_images_and_the_last_one_is_validated(name: str) -> None:
     config = experiment(name)
     trainer, batch = config.trainer, config.datamodule.batch_size * config.trainer.accumulate_grad_batches
-    assert batch == (16 if "_v3" in name else 8)
-    assert trainer.limit_train_batches * config.datamodule.batch_size < (10_582 if "voc" in name else 2_975)
+    assert batch == config.images_per_step == (16 if "_v3" in name or "_upernet" in name else 8)
+    images = {"voc": 10_582, "cityscapes": 2_975, "ade20k": 20_210}[name.partition("_")[0]]
+    assert trainer.limit_train_batches * config.datamodule.batch_size < images
     steps, rest = divmod(trainer.limit_train_batches, trainer.accumulate_grad_batches)
     assert rest == 0
     assert trainer.max_steps % (steps * trainer.check_val_every_n_epoch) == 0
@@ -318,11 +333,12 @@ def test_a_sweep_has_the_jobs_that_its_header_names(name: str) -> None:
     assert len({setting for setting in settings if set(config.sweep.baseline) <= setting}) == 1
 
 
-MAKE = {"camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
+MAKE = {"ade20k": make_ade20k, "camvid": make_camvid, "voc": make_voc, "cityscapes": make_cityscapes}
 
 
 # many seconds for two steps, or a recipe much as another one
 LARGE = {"camvid_cpu", "cityscapes_paper", "voc_paper", "cityscapes_v3", "voc_v3plus"}
+LARGE |= {"cityscapes_upernet_internimage_t"}
 LARGE |= {"shapes_atrous1", "shapes_atrous2", "camvid_atrous2", "camvid_deform0", "camvid_deform6", "camvid_gpu"}
 
 
@@ -340,6 +356,8 @@ def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
     chosen = experiment(name)
     if chosen.model.backbone != "mobilenet_v2":
         settings.append("model.backbone=resnet_tiny")
+    if chosen.model.head == "upernet":
+        settings.append("+model.head_channels=8")
     if chosen.datamodule.get("crop_size") is not None:
         settings.append("datamodule.crop_size=[64,96]")
     batch_size, accumulated = (1, 2) if chosen.trainer.accumulate_grad_batches > 1 else (2, 1)

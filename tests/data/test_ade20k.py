@@ -6,24 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from miniatures import make_ade20k
 from PIL import Image
 
 from segdcn.data import ADE20K
-
-
-def make_ade20k(root: Path) -> Path:
-    """Two images to train and one to validate, of 24x32 pixels, whose masks hold 0, 1 and 150."""
-    rng = np.random.default_rng(0)
-    mask = Image.fromarray(np.repeat(np.uint8([0, 1, 150, 13]), 8)[None].repeat(24, axis=0))
-    splits = {"training": ("ADE_train_00000002", "ADE_train_00000001"), "validation": ("ADE_val_00000001",)}
-    for folder, names in splits.items():
-        for kind in ("images", "annotations"):
-            (root / kind / folder).mkdir(parents=True)
-        for name in names:
-            image = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-            image.save(root / "images" / folder / f"{name}.jpg")
-            mask.save(root / "annotations" / folder / f"{name}.png")
-    return root
 
 
 @pytest.fixture
