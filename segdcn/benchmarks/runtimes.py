@@ -1,4 +1,4 @@
-"""One network under several runtimes: latency and memory, each in a process of its own, all called in turn.
+"""Networks under several runtimes: latency and memory, each in a process of its own, all called in turn.
 
 A process of its own, since a runtime keeps what it has once taken (onnxruntime's arena), and since thread pools of
 several runtimes would meet. The others wait, without using the processor, while one is called.
@@ -14,10 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,25 +25,40 @@ from torch import Tensor, nn
 from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import reset_peak, resident_megabytes
 from segdcn.errors import MissingPackageError
-from segdcn.interchange.graph import Deformation
 from segdcn.interchange.onnx import onnx_bytes, open_onnx
 from segdcn.interchange.verification import Runner
-from segdcn.models import Deform, build_deeplab, deformable_layers
+from segdcn.models import Deform, build_deeplab, sampling_layers
+from segdcn.ops import DeformConv2d
 
-SIZES = ((512, 1024), (256, 256))
-LAYERS = (0, 3)  # deformable ones
-BACKBONE = "resnet50"
 STANDARD, TWIN = "standard.onnx", "grid_sample.onnx"  # without deformable layers they are one
 SETTLE = 0.05  # seconds, in which the threads of the runtime before stop waiting for more
 
 
-def build(backbone: str, layers: int) -> nn.Module:
-    """DeepLabv3, output stride 16, 19 classes; random weights, the same in every process."""
-    torch.manual_seed(0)
-    network = build_deeplab(19, backbone, "aspp", weights=None, deform=Deform(layers=layers)).eval()
-    for layer in deformable_layers(network).values():
-        nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
-    return network
+class Network(NamedTuple):
+    """What is timed, see ``build_deeplab``; ``layers`` of the backbone are made deformable."""
+
+    num_classes: int
+    backbone: str
+    head: str
+    layers: int = 0
+
+    def build(self) -> nn.Module:
+        """With random weights and offsets, the same in every process."""
+        torch.manual_seed(0)
+        settings = (self.num_classes, self.backbone, self.head)
+        network = build_deeplab(*settings, None, weights=None, deform=Deform(self.layers)).eval()
+        for layer in sampling_layers(network).values():
+            branch = layer.offset if isinstance(layer, DeformConv2d) else layer.branch
+            nn.init.normal_(cast(Tensor, branch.bias), std=OFFSET_DEVIATION)
+        return network
+
+
+Size = tuple[int, int]
+
+DEEPLAB = {"plain": Network(19, "resnet50", "aspp"), "3 deformable": Network(19, "resnet50", "aspp", 3)}
+DEEPLAB_SIZES: Sequence[Size] = ((512, 1024), (256, 256))
+INTERNIMAGE = {"UperNet": Network(150, "internimage_t", "upernet")}
+INTERNIMAGE_SIZES: Sequence[Size] = ((512, 512),)
 
 
 def open_openvino(path: Path) -> Runner:
@@ -72,29 +86,32 @@ RUNTIMES: dict[str, Callable[[Callable[[], nn.Module], Path], Runner]] = {
 """By name: from what builds the network, or from the folder of its ONNX files."""
 
 
-def measure(repeats: int) -> list[dict[str, Any]]:
-    """A row per image size and runtime, with a cell per number of deformable layers.
+def measure(networks: Mapping[str, Network], sizes: Sequence[Size], repeats: int) -> list[dict[str, Any]]:
+    """A row per image size (height, width) and runtime, with a cell per network.
 
     Returns:
-        rows ``{"case": "1×3×256×256", "runtime": ..., "0": cell, "3": cell}``; a cell holds ``ms``, the median;
-        ``mb``, the peak memory during the timed calls above what the process held before it had a network;
+        rows ``{"case": "1×3×256×256", "runtime": ..., "plain": cell}``, networks by name; a cell holds ``ms``, the
+        median; ``mb``, the peak memory during the timed calls above what the process held before it had a network;
         ``difference``, the largest one of a logit from eager PyTorch's, as a share of their range; or ``missing``,
         why there are none.
     """
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folders = {layers: Path(name) / str(layers) for layers in LAYERS}
-        for layers, folder in folders.items():
+        folders = {column: Path(name) / str(number) for number, column in enumerate(networks)}
+        for column, folder in folders.items():
             folder.mkdir()
-            for file, deform in ((STANDARD, "standard"), (TWIN, "grid_sample")):
-                (folder / file).write_bytes(onnx_bytes(build(BACKBONE, layers), {}, cast(Deformation, deform)))
-        for size in SIZES:
-            workers: dict[tuple[str, int], _Worker] = {}
+            model = onnx_bytes(networks[column].build(), {}, "standard")
+            (folder / STANDARD).write_bytes(model)
+            if networks[column].layers:
+                model = onnx_bytes(networks[column].build(), {}, "grid_sample")
+            (folder / TWIN).write_bytes(model)
+        for size in sizes:
+            workers: dict[tuple[str, str], _Worker] = {}
             try:
-                for layers, folder in folders.items():
+                for column, folder in folders.items():
                     for runtime in RUNTIMES:
-                        if layers or runtime != "onnxruntime, grid_sample":  # the same file
-                            workers[runtime, layers] = _Worker(runtime, layers, size, folder)
+                        if networks[column].layers or runtime != "onnxruntime, grid_sample":  # the same file
+                            workers[runtime, column] = _Worker(runtime, networks[column], size, folder)
                 for _ in range(repeats):
                     for worker in workers.values():
                         worker.call()
@@ -102,12 +119,13 @@ def measure(repeats: int) -> list[dict[str, Any]]:
             finally:
                 for worker in workers.values():
                     worker.stop()
-            for layers in LAYERS:
-                _compare([cell for (_, deformable), cell in cells.items() if deformable == layers])
+            for column in networks:
+                _compare([cell for (_, other), cell in cells.items() if other == column])
             case = "×".join(map(str, (1, 3, *size)))
             rows += [
-                {"case": case, "runtime": runtime, **{str(n): cells.get((runtime, n)) for n in LAYERS}}
+                {"case": case, "runtime": runtime, **{column: cells.get((runtime, column)) for column in networks}}
                 for runtime in RUNTIMES
+                if any(runtime == timed for timed, _ in cells)
             ]
     return rows
 
@@ -123,8 +141,8 @@ def _compare(cells: list[dict[str, Any]]) -> None:
 class _Worker:
     """A process that holds one network under one runtime and answers line by line."""
 
-    def __init__(self, runtime: str, layers: int, size: tuple[int, int], folder: Path) -> None:
-        arguments = [runtime, BACKBONE, str(layers), *map(str, size), str(torch.get_num_threads()), str(folder)]
+    def __init__(self, runtime: str, network: Network, size: Size, folder: Path) -> None:
+        arguments = [runtime, json.dumps(network), *map(str, (*size, torch.get_num_threads(), folder))]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "segdcn.benchmarks.runtimes", *arguments],
             stdin=subprocess.PIPE,
@@ -168,7 +186,7 @@ class _Worker:
             self.process.communicate()
 
 
-def serve(runtime: str, backbone: str, layers: int, size: tuple[int, int], threads: int, folder: Path) -> None:
+def serve(runtime: str, network: Network, size: Size, threads: int, folder: Path) -> None:
     """The worker's side: open the runtime, warm it up, then call it once for each line of standard input."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a runtime prints is no answer
@@ -181,7 +199,7 @@ def serve(runtime: str, backbone: str, layers: int, size: tuple[int, int], threa
     with torch.inference_mode():
         try:
             before = resident_megabytes()
-            run = RUNTIMES[runtime](partial(build, backbone, layers), folder)
+            run = RUNTIMES[runtime](network.build, folder)
             for _ in range(2):
                 logits = run(image)
         except Exception as error:  # a package, or a C++ compiler, that is not there
@@ -202,6 +220,6 @@ def serve(runtime: str, backbone: str, layers: int, size: tuple[int, int], threa
 
 
 if __name__ == "__main__":
-    name, trunk, *numbers, where = sys.argv[1:]
-    count, height, width, processors = map(int, numbers)
-    serve(name, trunk, count, (height, width), processors, Path(where))
+    name, timed, *numbers, where = sys.argv[1:]
+    height, width, processors = map(int, numbers)
+    serve(name, Network(*json.loads(timed)), (height, width), processors, Path(where))

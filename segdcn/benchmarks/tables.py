@@ -122,17 +122,17 @@ def show_loading(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def show_runtimes(rows: list[dict[str, Any]]) -> None:
-    """One line per image size and runtime."""
+def show_runtimes(rows: list[dict[str, Any]], networks: str) -> None:
+    """One line per image size and runtime; networks: what they are, in words."""
     print(
-        "\nDeepLabv3, ResNet-50, output stride 16, 19 classes; ms, and peak MB above what the process held before it"
+        f"\n{networks}; ms, and peak MB above what the process held before it"
         "\nhad a network (weights included); logits: the largest difference from eager PyTorch's, of their range"
     )
-    layers = [key for key in rows[0] if key not in ("case", "runtime")]
-    head = [f"{'plain' if n == '0' else f'{n} deformable'}, {unit}" for n in layers for unit in ("ms", "MB", "logits")]
+    columns = [key for key in rows[0] if key not in ("case", "runtime")]
+    head = [f"{column}, {unit}" for column in columns for unit in ("ms", "MB", "logits")]
     lines = []
     for row in rows:
-        cells = [_runtime_cells(row[n]) for n in layers]
+        cells = [_runtime_cells(row[column]) for column in columns]
         lines.append([row["case"], row["runtime"], *(text for cell in cells for text in cell)])
     _table(["N×C×H×W", "runtime", *head], lines)
 

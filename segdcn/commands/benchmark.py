@@ -44,7 +44,14 @@ def run(options: argparse.Namespace) -> None:
         "pool": (lambda: operators.poolings(repeats, *of_features), tables.show_poolings),
         "step": (lambda: networks.training_steps(repeats, *of_features), tables.show_training_steps),
         "light": (lambda: networks.light_steps(repeats, *of_features), tables.show_light_steps),
-        "runtimes": (lambda: runtimes.measure(repeats), tables.show_runtimes),
+        "runtimes": (
+            lambda: runtimes.measure(runtimes.DEEPLAB, runtimes.DEEPLAB_SIZES, repeats),
+            lambda rows: tables.show_runtimes(rows, "DeepLabv3, ResNet-50, output stride 16, 19 classes"),
+        ),
+        "internimage": (
+            lambda: runtimes.measure(runtimes.INTERNIMAGE, runtimes.INTERNIMAGE_SIZES, repeats),
+            lambda rows: tables.show_runtimes(rows, "UperNet on InternImage-T, 150 classes"),
+        ),
         "data": (lambda: loading(repeats, options.overrides), tables.show_loading),
     }
     conditions = environment(seed=0)
@@ -107,16 +114,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         prog="segdcn-benchmark",
         description="Times the operators against torchvision's and a plain convolution, all in one process and in "
         "turn, prints tables (medians) and writes them with versions and device to a JSON file.",
-        usage="%(prog)s [options] [conv] [aggregate] [pool] [step] [light] [runtimes]"
+        usage="%(prog)s [options] [conv] [aggregate] [pool] [step] [light] [runtimes] [internimage]"
         " [data [dataset=NAME dataset.root=PATH ...]]",
         epilog="For figures worth quoting the machine must be idle: a second run tells how much they move.",
     )
     parser.add_argument(
         "which",
         nargs="*",
-        metavar="conv|aggregate|pool|step|light|runtimes|data",
+        metavar="conv|aggregate|pool|step|light|runtimes|internimage|data",
         help="what to time: convolutions, aggregations, RoI poolings, a training step (these four by default); one of "
-        "light networks for CPUs; a network under PyTorch, onnxruntime and OpenVINO; loading of images",
+        "light networks for CPUs; DeepLabv3, or UperNet on InternImage-T, under PyTorch, onnxruntime and OpenVINO; "
+        "loading of images",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
@@ -126,11 +134,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     options.overrides = [word for word in options.which if "=" in word]
     options.which = [word for word in options.which if "=" not in word] or list(DEFAULT)
-    known = (*DEFAULT, "light", "runtimes", "data")
+    known = (*DEFAULT, "light", "runtimes", "internimage", "data")
     unknown = [name for name in options.which if name not in known]
     if unknown:
         parser.error(f"nothing to time is called {unknown[0]!r}: choose from {', '.join(known)}")
-    if "runtimes" in options.which and (options.device, options.dtype) != ("cpu", "float32"):
+    if {"runtimes", "internimage"} & {*options.which} and (options.device, options.dtype) != ("cpu", "float32"):
         parser.error("runtimes are compared on the CPU in float32: leave --device and --dtype out")
     if options.overrides and "data" not in options.which:
         parser.error(

@@ -19,7 +19,7 @@ def make_deformable(network: nn.Module, last: int = 3, modulated: bool = False, 
     networks is that of execution; in a ResNet-101, 3 are layer4[0..2].conv2 and 6 are layer3[20..22].conv2
     too, as in the paper. Of a network with a submodule ``backbone`` only that is searched, not its heads.
     Layers that are deformable already are passed over: a second call goes on where the first ended. DCNv3 and DCNv4
-    are no kinds of this: they stand for a whole block, not for a convolution.
+    are not made by this: neither is a drop-in for a 3x3 convolution, whose weights they could not keep.
 
     Raises: ValueError, before anything is changed, when fewer than ``last`` are there, when one of them is no
     plain zero-padded ``nn.Conv2d``, or when ``offset_groups`` does not divide its input channels.

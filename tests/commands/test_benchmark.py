@@ -134,9 +134,8 @@ def test_loading_of_a_users_own_images_is_timed(
 def test_runtimes_answer_from_processes_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runtimes, "BACKBONE", "resnet_tiny")
-    monkeypatch.setattr(runtimes, "SIZES", ((64, 96),))
-    monkeypatch.setattr(runtimes, "LAYERS", (1,))
+    monkeypatch.setattr(runtimes, "DEEPLAB", {"mine": runtimes.Network(19, "resnet_tiny", "aspp", 1)})
+    monkeypatch.setattr(runtimes, "DEEPLAB_SIZES", ((64, 96),))
     for name in set(runtimes.RUNTIMES) - {"PyTorch, eager", "onnxruntime, grid_sample"}:
         monkeypatch.delitem(runtimes.RUNTIMES, name)
     monkeypatch.setitem(runtimes.RUNTIMES, "abacus", lambda *_: None)  # which the processes do not know
@@ -148,11 +147,26 @@ def test_runtimes_answer_from_processes_of_their_own(
         assert row["case"] == "1×3×64×96"
         assert f"| 1×3×64×96 | {row['runtime']} |" in text
         if row["runtime"] == "abacus":
-            assert row["1"] == {"missing": "'abacus'"}
+            assert row["mine"] == {"missing": "'abacus'"}
         else:
-            assert row["1"]["ms"] > 0
-            assert row["1"]["mb"] is None or row["1"]["mb"] > 0
-            assert row["1"]["difference"] < 1e-4
+            assert row["mine"]["ms"] > 0
+            assert row["mine"]["mb"] is None or row["mine"]["mb"] > 0
+            assert row["mine"]["difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_internimage_answers_alike_under_pytorch_and_onnxruntime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runtimes, "INTERNIMAGE_SIZES", ((64, 96),))
+    for name in set(runtimes.RUNTIMES) - {"PyTorch, eager", "onnxruntime", "onnxruntime, grid_sample"}:
+        monkeypatch.delitem(runtimes.RUNTIMES, name)
+    run(monkeypatch, "internimage", "--repeats", "1", "--output", str(tmp_path / "internimage.json"))
+    eager, other = json.loads((tmp_path / "internimage.json").read_text())["internimage"]
+    assert (eager["runtime"], other["runtime"]) == ("PyTorch, eager", "onnxruntime")  # there is one file
+    assert min(eager["UperNet"]["ms"], other["UperNet"]["ms"]) > 0
+    assert 0 < other["UperNet"]["difference"] < 1e-4
+    assert "UperNet on InternImage-T, 150 classes; ms" in capsys.readouterr().out
 
 
 ASK_NOTHING = """
@@ -191,9 +205,11 @@ def test_openvino_runs_without_a_call_home(tmp_path: Path) -> None:
     [
         (
             ["speed"],
-            "nothing to time is called 'speed': choose from conv, aggregate, pool, step, light, runtimes, data",
+            "nothing to time is called 'speed': choose from conv, aggregate, pool, step, light, runtimes, internimage,"
+            " data",
         ),
         (["runtimes", "--dtype", "bfloat16"], "runtimes are compared on the CPU in float32"),
+        (["internimage", "--device", "cuda"], "runtimes are compared on the CPU in float32"),
         (["conv", "dataset=voc"], "dataset=voc is for the loading of images: segdcn-benchmark data dataset=voc"),
         (["--repeats", "0"], "--repeats must be 1 or more, got 0"),
     ],
