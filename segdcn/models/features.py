@@ -33,7 +33,7 @@ class Backbone(nn.Module):
     stages: tuple[tuple[str, ...], ...] = ()
 
     @property
-    def layers(self) -> tuple[tuple[str, ...], ...]:
+    def lr_layers(self) -> tuple[tuple[str, ...], ...]:
         """The names of what counts as each layer where the learning rate decays by layers, from the image on."""
         return self.stages
 

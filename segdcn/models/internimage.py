@@ -128,13 +128,14 @@ class InternImage(Backbone):
                         nn.init.zeros_(layer.bias)
 
     @property
-    def layers(self) -> tuple[tuple[str, ...], ...]:
+    def lr_layers(self) -> tuple[tuple[str, ...], ...]:
         """The stem, then the blocks of all stages; what lies between blocks is part of one as the authors count.
 
         Norm and downsampling behind a stage are of the next stage's first block, but the last stage's norm is of its
         own first block, and the norms among the blocks of a third stage are of its first blocks, in their order.
         """
-        layers, behind = [["patch_embed"]], list[str]()
+        layers = [["patch_embed"]]
+        behind: list[str] = []
         for number, depth in enumerate(self.variant.depths):
             blocks = [[f"levels.{number}.blocks.{block}"] for block in range(depth)]
             blocks[0] += behind

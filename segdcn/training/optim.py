@@ -35,7 +35,7 @@ def parameter_groups(
     and DCNv4 are weights like others here, as their authors train them.
 
     layer_lr_decay: a further factor on the backbone's learning rates, once for its last layer and once more for each
-    layer before. ``Backbone.layers`` says what a layer is: a block of InternImage, a stage of other networks.
+    layer before. ``Backbone.lr_layers`` says what a layer is: a block of InternImage, a stage of other networks.
 
     Raises: UserError for a network in which nothing learns, and for layer_lr_decay outside 0..1 or with a backbone
     that does not name its layers.
@@ -74,7 +74,7 @@ def _layers_of_parameters(network: nn.Module, decay: float) -> dict[int, tuple[s
     if not 0 < decay < 1:
         raise UserError(f"layer_lr_decay must be above 0 and at most 1, got {decay}")
     backbone = getattr(network, "backbone", None)
-    layers = backbone.layers if isinstance(backbone, Backbone) else ()
+    layers = backbone.lr_layers if isinstance(backbone, Backbone) else ()
     found = {
         id(parameter): (f"_layer{number}", len(layers) - number)
         for number, names in enumerate(layers)
