@@ -378,4 +378,6 @@ def test_every_experiment_trains_two_steps(name: str, tmp_path: Path) -> None:
     assert 0 <= train(config) <= 1
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "metrics.csv").read_text().splitlines()[1].startswith("0,2,")
-    assert json.loads((run / "metrics.json").read_text())["protocol"] == chosen.get("protocol", chosen.task.get("protocol"))
+    assert json.loads((run / "metrics.json").read_text())["protocol"] == chosen.get(
+        "protocol", chosen.task.get("protocol")
+    )
