@@ -113,6 +113,9 @@ def check_keys(config: DictConfig, config_name: str) -> None:
     """
     defaults = yaml.safe_load(Path(CONFIG_PATH, f"{config_name}.yaml").read_text(encoding="utf-8"))
     groups = {group for one in defaults["defaults"] if isinstance(one, dict) for group in one}
+    if "task" in groups:  # whose files hold several
+        texts = (file.read_text(encoding="utf-8") for file in Path(CONFIG_PATH, "task").glob("*.yaml"))
+        groups |= {key for text in texts for key, value in yaml.safe_load(text).items() if isinstance(value, dict)}
     groups |= {key for key, value in defaults.items() if isinstance(value, dict)}
     for key in config:
         if OmegaConf.is_missing(config, key):

@@ -65,7 +65,7 @@ def test_console_scripts_are_the_modules() -> None:
         (
             train,
             (
-                "dataset: ade20k, camvid, cityscapes, folder, shapes, voc",
+                "dataset: ade20k, boxes, camvid, cityscapes, coco_boxes, folder",
                 "resume=",
                 "dataset.root=",
                 "model.deform.layers=0",
