@@ -18,10 +18,10 @@ from segdcn.detection.evaluator import DetectionEvaluator
 from segdcn.detection.found import FOUND_FILE, write_found
 from segdcn.detection.pictures import bins_picture, boxes_picture
 from segdcn.detection.samples import BoxSample, Detections
-from segdcn.ops import DeformConv2d, DeformPSRoIPool, DeformRoIPool
+from segdcn.ops import DeformPSRoIPool, DeformRoIPool
 from segdcn.runs.files import write_json
 from segdcn.training.base import Task
-from segdcn.training.optim import ADAMW, poly
+from segdcn.training.optim import ADAMW, parameter_groups, poly
 
 Batch = Mapping[str, Sequence[Any]]
 """See ``datamodule.Item``."""
@@ -62,13 +62,8 @@ class DetectionTask(Task):
         evaluator = DetectionEvaluator(names, protocol)
         super().__init__(network, evaluator, monitor, optimizer, schedule, seed=seed, description=description)
         self.class_names = names
-        self.lr_mults = {
-            "head": 1.0,
-            "backbone": backbone_lr_mult,
-            "offset": offset_lr_mult,
-            "pool_offset": pool_offset_lr_mult,
-            "reduce": reduce_lr_mult,
-        }
+        self.backbone_lr_mult, self.offset_lr_mult = backbone_lr_mult, offset_lr_mult
+        self.pool_offset_lr_mult, self.reduce_lr_mult = pool_offset_lr_mult, reduce_lr_mult
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.outputs(batch)
@@ -81,30 +76,17 @@ class DetectionTask(Task):
         return self.network(batch["image"], batch["target"] if self.training else None)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """By role, see ``lr_mults``; offset branches, norms and biases are not decayed."""
-        branches: dict[int, str] = {}
+        """See ``optim.parameter_groups``; the offset branches of pooling and the 1x1 convolution are further roles."""
+        pools: list[nn.Module | None] = []
         for module in self.network.modules():
-            if isinstance(module, DeformConv2d):
-                branches |= {id(each): "offset" for each in module.offset.parameters()}
-            elif isinstance(module, DeformRoIPool):
-                branches |= {id(each): "pool_offset" for each in module.branch.parameters()}
+            if isinstance(module, DeformRoIPool):
+                pools.append(module.branch)
             elif isinstance(module, DeformPSRoIPool):
-                fields = [module.offset] + ([] if module.mask is None else [module.mask])
-                branches |= {id(each): "pool_offset" for field in fields for each in field.parameters()}
-        begins = {"backbone.body.": "backbone", "backbone.reduce.": "reduce"}
-        groups: dict[str, dict[str, Any]] = {}
-        for name, parameter in self.network.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            place = next((role for start, role in begins.items() if name.startswith(start)), "head")
-            role = branches.get(id(parameter), place)
-            decayed = parameter.ndim > 1 and "offset" not in role
-            key = role if decayed or "offset" in role else f"{role}_no_decay"
-            group = groups.setdefault(key, {"name": key, "params": [], "lr_mult": self.lr_mults[role]})
-            if not decayed:
-                group["weight_decay"] = 0.0
-            group["params"].append(parameter)
-        return list(groups.values())
+                pools += [module.offset, module.mask]
+        offsets = [parameter for part in pools if part is not None for parameter in part.parameters()]
+        reduce = self.network.get_submodule("backbone.reduce").parameters()
+        others = (("pool_offset", self.pool_offset_lr_mult, offsets), ("reduce", self.reduce_lr_mult, reduce))
+        return parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult, others=others)
 
     # --- evaluation -------------------------------------------------------------------------------------------
 

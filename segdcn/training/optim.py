@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,11 @@ ADAMW = partial(AdamW, lr=1e-3, weight_decay=1e-4)
 
 
 def parameter_groups(
-    network: nn.Module, backbone_lr_mult: float = 1.0, offset_lr_mult: float = 0.1, layer_lr_decay: float = 1.0
+    network: nn.Module,
+    backbone_lr_mult: float = 1.0,
+    offset_lr_mult: float = 0.1,
+    layer_lr_decay: float = 1.0,
+    others: Iterable[tuple[str, float, Iterable[nn.Parameter]]] = (),
 ) -> list[dict[str, Any]]:
     """Groups for any torch optimizer; each carries the factor ``lr_mult`` on the optimizer's learning rate.
 
@@ -37,29 +41,26 @@ def parameter_groups(
     layer_lr_decay: a further factor on the backbone's learning rates, once for its last layer and once more for each
     layer before. ``Backbone.lr_layers`` says what a layer is: a block of InternImage, a stage of other networks.
 
+    others: further roles, their factors and parameters; one whose name ends in "offset" is treated as offset is.
+
     Raises: UserError for a network in which nothing learns, and for layer_lr_decay outside 0..1 or with a backbone
     that does not name its layers.
     Source: Bao et al. 2022 (BEiT); counted as in InternImage's code, which has 0.94 for L and XL, 1 for T, S and B.
     """
     in_layer = _layers_of_parameters(network, layer_lr_decay) if layer_lr_decay != 1 else {}
-    offset_branch = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, DeformConv2d)
-        for parameter in module.offset.parameters()
-    }
+    branches = [module.offset for module in network.modules() if isinstance(module, DeformConv2d)]
+    offsets = ("offset", offset_lr_mult, [parameter for branch in branches for parameter in branch.parameters()])
+    of_role = {id(parameter): (role, mult) for role, mult, members in (offsets, *others) for parameter in members}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        if id(parameter) in offset_branch:
-            role, lr_mult, decayed = "offset", offset_lr_mult, False
-        else:
-            role = "backbone" if name.startswith("backbone.") else "head"
-            lr_mult = backbone_lr_mult if role == "backbone" else 1.0
-            decayed = parameter.ndim > 1
+        place = ("backbone", backbone_lr_mult) if name.startswith("backbone.") else ("head", 1.0)
+        role, lr_mult = of_role.get(id(parameter), place)
+        is_offset = role.endswith("offset")
+        decayed = parameter.ndim > 1 and not is_offset
         layer, below = in_layer.get(id(parameter), ("", 0))
-        role += layer if decayed or role == "offset" else f"{layer}_no_decay"
+        role += layer if decayed or is_offset else f"{layer}_no_decay"
         group = groups.setdefault(role, {"name": role, "params": [], "lr_mult": lr_mult * layer_lr_decay**below})
         if not decayed:
             group["weight_decay"] = 0.0
