@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from segdcn.data.batches import DataModule
 from segdcn.data.dataset import Array
+from segdcn.detection.box_files import BoxFiles
 from segdcn.detection.samples import BoxSample, DetectionDataset, Objects
 from segdcn.errors import UserError
 
@@ -108,10 +109,9 @@ class DetectionDataModule(DataModule):
         """See `DataModule`."""
         return EvalItems(samples)
 
-    def image_names(self, samples: Sequence[BoxSample]) -> Sequence[str]:
+    def image_names(self, samples: Sequence[BoxSample]) -> list[str]:
         """See `DataModule`."""
-        names: Sequence[str] = getattr(samples, "names", ())
-        return names
+        return [image.name for image in samples.images] if isinstance(samples, BoxFiles) else []
 
     @staticmethod
     def collate(items: list[Item]) -> dict[str, list[Any]]:
