@@ -140,6 +140,19 @@ class Multirun:
             for overrides, job in zip(job_overrides, jobs, strict=True)
         ]
 
+    @property
+    def metric(self) -> str:
+        """What jobs are compared by: ``sweep.metric``, else the figure by which all that were composed are judged.
+
+        Raises: UserError, one line, where these are several.
+        """
+        if self.config.sweep.metric is not None:
+            return str(self.config.sweep.metric)
+        judged = {str(config.task.get("monitor", "val/miou")) for config in self._composed.values() or [self.config]}
+        if len(judged) > 1:
+            raise UserError(f"the jobs are judged by {' and '.join(sorted(judged))}: add sweep.metric=FIGURE")
+        return judged.pop()
+
     def sweep(self, jobs: Iterable[Job]) -> Sweep:
         """These jobs as a sweep, with what they are compared by."""
         options = self.config.sweep
@@ -148,7 +161,7 @@ class Multirun:
             name=self.folder.name,
             command=shlex.join(["segdcn-train", *sys.argv[1:]]),
             baseline=None if options.baseline is None else tuple(options.baseline),
-            metric=str(options.metric),
+            metric=self.metric,
             jobs=tuple(jobs),
         )
 

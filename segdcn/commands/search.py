@@ -63,7 +63,7 @@ class Search:
         if pruning is not None:
             Pruning("", 0, **pruning)  # which refuses what is out of range
         self.multirun = Multirun(context, config)
-        self.metric = str(config.sweep.metric)
+        self.metric = self.multirun.metric
         self.n_trials, self.n_jobs, self.seed, self.pruning = n_trials, n_jobs, seed, pruning
         self.space, self.fixed = search_space(self.multirun.given())
         self._jobs: dict[int, Job] = {}
