@@ -8,6 +8,10 @@ from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.models.detection.ssd import SSD
 
 from segdcn.commands.build import build_network, build_with
 from segdcn.data.dataset import spread_over
@@ -17,7 +21,7 @@ from segdcn.detection.task import DetectionTask
 from segdcn.drawing import console
 from segdcn.drawing.numbers import percent
 from segdcn.errors import UserError
-from segdcn.runs.checkpoint import Checkpoint
+from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
 
 LOOKED_AT = 20  # images, before a training
 
@@ -32,14 +36,11 @@ def settle(config: DictConfig, dataset: DetectionDataset) -> list[str]:
 
 
 def labels_before_training(dataset: DetectionDataset) -> list[str]:
-    """What is odd about the objects of some train images, one line each.
-
-    Raises: UserError where none of them has an object that is learned.
-    """
+    """What is odd about the objects of some train images, one line each."""
     samples = dataset.split("train")
     places = spread_over(len(samples), LOOKED_AT)
     if not any((~samples[place].objects.ignored).any() for place in places):
-        raise UserError(f"{len(places)} train images hold no object: segdcn-data check looks at all of them")
+        return [f"none of {len(places)} train images has an object: segdcn-data check looks at all of them"]
     return []
 
 
@@ -63,7 +64,12 @@ def build_task(config: DictConfig, dataset: DetectionDataset) -> DetectionTask:
 
 
 def check_network(config: DictConfig, dataset: DetectionDataset, task: DetectionTask, trainer: Any) -> dict[str, Any]:
-    """What the network costs: its parameters; its operations depend on what it finds."""
+    """That the network is a detector; returns its parameters, since its operations depend on what it finds."""
+    if not isinstance(task.network, GeneralizedRCNN | RetinaNet | FCOS | SSD):
+        raise UserError(
+            f"the network {type(task.network).__name__} is no detector: choose model=faster_rcnn, rfcn or"
+            " class_aware_rpn, or a detector of torchvision's"
+        )
     return {"parameters": sum(parameter.numel() for parameter in task.network.parameters()), "flops": None}
 
 
@@ -72,12 +78,13 @@ def evaluation_task(config: DictConfig, checkpoint: Checkpoint, dataset: Detecti
     refuse_inference(config)
     if config.submission:
         raise UserError("submission=true is of label maps: a detector's results are in found.npz")
-    task = DetectionTask(checkpoint.module(), dataset.class_names)
     trained = checkpoint.config.get("task")
-    own = trained.get("protocol") if isinstance(trained, Mapping) else None
-    protocol = str(own or task.evaluator.protocol) if config.protocol == "native" else config.protocol
-    task.evaluator = DetectionEvaluator(task.class_names, protocol)
-    return task
+    trained = trained if isinstance(trained, Mapping) else {}
+    protocol = str(trained.get("protocol", "voc07")) if config.protocol == "native" else config.protocol
+    means = DetectionEvaluator(dataset.class_names, protocol).means
+    judged = str(trained.get("monitor", "")).partition("/")[2]
+    monitor = f"val/{judged if judged in means else means[0]}"
+    return DetectionTask(checkpoint.module(), dataset.class_names, protocol=protocol, monitor=monitor)
 
 
 def refuse_inference(config: DictConfig) -> None:
@@ -126,4 +133,6 @@ def report_training(folder: Path, dataset: DetectionDataset) -> Path:
     from segdcn.report.page import FILE
     from segdcn.report.runs import read_finished
 
-    return run_page(read_finished(folder), dataset).write(folder / FILE)
+    record = read_finished(folder)
+    network = read_checkpoint(record.checkpoint, trust=True).module() if record.checkpoint.is_file() else None
+    return run_page(record, dataset, network).write(folder / FILE)

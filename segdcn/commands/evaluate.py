@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,7 +44,7 @@ def main(config: DictConfig) -> float:
 def evaluate(config: DictConfig) -> float:
     """Evaluate ``config.checkpoint`` on ``config.split`` into ``config.output_dir``.
 
-    Returns the figure by which a run is judged, NaN where the protocol has another.
+    Returns the figure by which a run is judged.
     """
     from segdcn.commands.build import build_trainer, quiet_libraries
     from segdcn.runs.checkpoint import read_checkpoint
@@ -76,7 +75,7 @@ def evaluate(config: DictConfig) -> float:
             kind.print_figures(task.result, config.split, dataset.class_names, conditions)
         print(f"figures and pictures in {shown(folder)}")
     judged = f"{config.split}/{task.monitor.partition('/')[2]}"
-    return float(task.result.figures.get(judged, math.nan))  # another protocol may have other figures
+    return float(task.result.figures[judged])
 
 
 def evaluation_folder(config: DictConfig) -> Path:

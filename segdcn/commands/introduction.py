@@ -13,7 +13,12 @@ from segdcn.models import sampling_layers
 from segdcn.runs.files import shown
 from segdcn.training.base import Task
 
-ROLES = {"offset": "offsets", "pool_offset": "offsets of pooling", "reduce": "1x1 convolution"}
+ROLES = {
+    "offset": "offsets",
+    "pool_offset": "offsets of pooling",
+    "field_offset": "offset fields",
+    "reduce": "1x1 convolution",
+}
 """Roles of parameter groups in words."""
 
 

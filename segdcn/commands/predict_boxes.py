@@ -43,6 +43,8 @@ class BoxWork:
         for key in ("probabilities", "areas", "frames"):
             if config[key]:
                 raise UserError(f"{key}=true is of label maps: a detector writes boxes")
+        if type(config.score) not in (int, float) or not 0 <= config.score <= 1:
+            raise UserError(f"score must be a number from 0 to 1, got {config.score}")
         self.config, self.progress, self.device, self.named = config, progress, device, named
         self.network = checkpoint.module().to(device)
         self.class_names, self.palette = checkpoint.class_names, checkpoint.palette

@@ -76,7 +76,10 @@ def run(options: argparse.Namespace) -> Path:
         raise UserError(f"{sweeps[0]} is a sweep: give it alone, or runs only")
     image_options = ImageOptions(open_dataset, options.trust)
     if sweeps:
-        page = sweep_page(collect(folders[0]), image_options)
+        results = collect(folders[0])
+        if any(of_boxes(run.record.config) for row in results.rows for run in row.runs):
+            raise UserError(f"{sweeps[0]} is of detectors, whose table segdcn-sweep collect {sweeps[0]} makes")
+        page = sweep_page(results, image_options)
     else:
         records = [read_finished(folder) for folder in folders]
         if any(of_boxes(record.config) for record in records):
@@ -94,12 +97,13 @@ def _detector_page(
 
     if len(records) > 1:
         raise UserError("runs of detectors are shown one by one: give one of them; segdcn-sweep collect compares")
-    notes, dataset = [], None
+    notes, dataset, network = [], None, None
     try:
-        dataset = open_dataset(read_checkpoint(records[0].checkpoint, options.trust))
+        checkpoint = read_checkpoint(records[0].checkpoint, options.trust)
+        dataset, network = open_dataset(checkpoint), checkpoint.module()
     except (UserError, OSError) as error:
         notes.append(f"Images are left out: {one_line(error)}.")
-    page = run_page(records[0], dataset)
+    page = run_page(records[0], dataset, network)
     page.notes += notes
     return page
 

@@ -40,6 +40,9 @@ _THRESHOLDS = {"50": 0.5, "70": 0.7}  # the paper's
 _COCO_STATS = [f"map{which}" for which in ("", "_50", "_75", "_small", "_medium", "_large")]
 _COCO_STATS += [f"mar{which}" for which in ("_1", "_10", "_100", "_small", "_medium", "_large")]
 
+MEANS = {"voc07": ["map50", "map70"], "voc": ["map50", "map70"], "coco": _COCO_STATS}
+"""The figures of each protocol over all classes."""
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Singles = NDArray[np.float32]
@@ -161,9 +164,15 @@ def voc_figures(found: Found, protocol: str, seed: int = 0) -> dict[str, float]:
     for name, rankings in zip(_THRESHOLDS, rank(found, list(_THRESHOLDS.values())), strict=True):
         ap = average_precision(rankings, protocol)
         figures[f"map{name}"] = mean_of_classes(ap).item()
-        figures[f"map{name}_low"], figures[f"map{name}_high"] = _interval(_resampled(rankings, protocol, seed))
+        resampled = mean_of_classes(_resampled(rankings, protocol, seed))
+        figures[f"map{name}_low"], figures[f"map{name}_high"] = _interval(resampled)
         figures |= {f"ap{name}/{one}": value for one, value in zip(found.class_names, ap[:, 0].tolist(), strict=True)}
     return figures
+
+
+def class_intervals(found: Found, protocol: str, threshold: float, seed: int = 0) -> list[tuple[float, float]]:
+    """Ends of the 95 % bootstrap interval over images of each class's AP, "voc07" or "voc"; NaN without an object."""
+    return [_interval(values) for values in _resampled(rank(found, [threshold])[0], protocol, seed)]
 
 
 def paired_difference(
@@ -178,18 +187,18 @@ def paired_difference(
     given = ((each.names, each.class_names, *joined(NO_OBJECTS, each.objects)[:3]) for each in (found, other))
     if not all(np.array_equal(*pair) for pair in zip(*given, strict=True)):
         raise UserError("detections on the same images are compared: names, classes or objects differ here")
-    one, two = (_resampled(rank(each, [threshold])[0], protocol, seed) for each in (found, other))
+    one, two = (mean_of_classes(_resampled(rank(each, [threshold])[0], protocol, seed)) for each in (found, other))
     return _interval(one - two)
 
 
 def _resampled(rankings: Sequence[Ranking], protocol: str, seed: int) -> Floats:
-    """mAP of each resample (R,); equal seeds draw equal images."""
-    generator, images, found = np.random.default_rng(seed), len(rankings[0].objects), [np.zeros(0)]
+    """AP (C, R) of each resample; equal seeds draw equal images."""
+    generator, images, found = np.random.default_rng(seed), len(rankings[0].objects), [np.zeros((len(rankings), 0))]
     for _ in range(RESAMPLES // 100 if images else 0):  # 100 at a time, so that their weights stay in the cache
         drawn = [np.bincount(generator.integers(images, size=images), minlength=images) for _ in range(100)]
         weights = np.stack(drawn, axis=1).astype(np.float32)
-        found.append(mean_of_classes(average_precision(rankings, protocol, weights)))
-    return np.concatenate(found)
+        found.append(average_precision(rankings, protocol, weights))
+    return np.concatenate(found, axis=1)
 
 
 def _interval(values: Floats) -> tuple[float, float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, listed, voc_palette
+from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, listed, printable, voc_palette
 from segdcn.detection.box_files import BoxFiles, ImageWithBoxes, Row, Written, objects_of, several
 from segdcn.detection.samples import DetectionDataset
 from segdcn.errors import MissingFileError, UserError
@@ -111,7 +112,9 @@ def _read_json(file: Path, folder: Path) -> _Content:
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode
         raise DataError(f"{file} is no JSON that can be read: {error}") from error
     try:
-        categories = {int(one["id"]): str(one["name"]) for one in sorted(content["categories"], key=itemgetter("id"))}
+        categories = {
+            int(one["id"]): printable(str(one["name"])) for one in sorted(content["categories"], key=itemgetter("id"))
+        }
         images = {int(one["id"]): (folder / one["file_name"], _size(one)) for one in content["images"]}
         annotations = [(one.get("id"), one) for one in content["annotations"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -119,7 +122,11 @@ def _read_json(file: Path, folder: Path) -> _Content:
             f"{file} is no COCO JSON, which has lists of categories (id and name), images (id and file_name) and"
             f" annotations (id, image_id, category_id and bbox): {type(error).__name__} {error}"
         ) from error
-    wrong = []
+    wrong = [
+        f"the image {path} lies outside of {folder}"
+        for path, _ in images.values()
+        if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+    ]
     for key, named in (("categories", set(categories.values())), ("images", images)):
         if len(named) < len(content[key]):
             wrong.append(f"of its {key} two are the same")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import distributed
 
-from segdcn.detection.average_precision import RULES, coco_figures, import_pycocotools, voc_figures
+from segdcn.detection.average_precision import MEANS, RULES, coco_figures, import_pycocotools, voc_figures
 from segdcn.detection.found import Found
 from segdcn.detection.samples import Detections, Objects
 from segdcn.errors import UserError
@@ -53,6 +53,11 @@ class DetectionEvaluator:
         self.class_names = list(class_names)
         self.protocol = protocol
         self.reset()
+
+    @property
+    def means(self) -> list[str]:
+        """The names of the figures over all classes, of which more is better."""
+        return MEANS[self.protocol]
 
     def reset(self) -> None:
         """Forget all images."""

@@ -56,10 +56,17 @@ class DetectorBackbone(nn.Module):
 
 
 class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's, which takes all maps of a backbone, on the one that is meant for it."""
+    """torchvision's, which takes all maps of a backbone, on the one that is meant for it.
+
+    In training an image without a proposal is one itself: a loss over no region has no value.
+    """
 
     def forward(self, images: Any, features: Mapping[str, Tensor], targets: Any = None) -> Any:
-        return super().forward(images, {"proposals": features["proposals"]}, targets)
+        boxes, losses = super().forward(images, {"proposals": features["proposals"]}, targets)
+        if self.training:
+            whole = [boxes[0].new_tensor([[0, 0, width, height]]) for height, width in images.image_sizes]
+            boxes = [each if len(each) else image for each, image in zip(boxes, whole, strict=True)]
+        return boxes, losses
 
 
 class PlainRoIPool(nn.Module):
@@ -259,7 +266,8 @@ def build_detector(
     hidden: width of Faster R-CNN's two fully connected layers.
     anchor_sizes, anchor_ratios: sides in pixels of the resized image, and height by width.
     candidates, proposals, proposal_nms: how many anchors are looked at, and how many of them are left, when those that
-        overlap a better one by more than this are dropped.
+        overlap a better one by more than this are dropped. The class-aware RPN has candidates alone, an anchor with a
+        class each.
     regions: of an image from which the head learns, a quarter of them on objects; R-FCN takes those of all proposals
         whose loss is the largest.  Of the class-aware RPN: anchors, half of them on objects.
     score_threshold, nms, most: detections below it, or that overlap a better one of their class by more, are dropped,
@@ -275,6 +283,15 @@ def build_detector(
         raise UserError(f"pooling must be one of {', '.join(POOLINGS[head])} with head={head}, got {pooling!r}")
     if num_classes < 1:
         raise UserError(f"num_classes must be 1 or more, got {num_classes}")
+    for name, least in {"bins": bins, "samples": samples, "hidden": hidden, "regions": regions, "most": most}.items():
+        if least < 1:
+            raise UserError(f"{name} must be 1 or more, got {least}")
+    sides = [short_side, long_side, *anchor_sizes, *anchor_ratios, candidates, proposals]
+    if not (anchor_sizes and anchor_ratios and min(sides) > 0):
+        raise UserError(
+            "anchor_sizes, anchor_ratios, short_side, long_side, candidates and proposals must be positive, got"
+            f" {list(anchor_sizes)}, {list(anchor_ratios)}, {short_side}, {long_side}, {candidates} and {proposals}"
+        )
     read = None if weights in (None, "imagenet") else read_weights(str(weights))
     whole = read is not None and read.of_segmentation
     body = build_backbone(backbone, output_stride, None if whole else read or weights)
@@ -282,7 +299,7 @@ def build_detector(
     if frozen_batch_norm:
         freeze_batch_norm(body)
     make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
-    width = channels or (1024 if head == "rfcn" else 256)
+    width = (1024 if head == "rfcn" else 256) if channels is None else channels
     shared = DetectorBackbone(body, width)
     transform = GeneralizedRCNNTransform(short_side, long_side, list(IMAGENET_MEAN), list(IMAGENET_STD))
     anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
@@ -298,6 +315,7 @@ def build_detector(
             score_thresh=score_threshold,
             nms_thresh=nms,
             detections_per_img=most,
+            topk_candidates=candidates,
         )
         model.transform = transform
     else:

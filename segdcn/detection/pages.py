@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from segdcn.detection.average_precision import average_precision, mean_of_classes, rank
+from segdcn.detection.average_precision import average_precision, class_intervals, mean_of_classes, rank
+from segdcn.detection.datamodule import as_image
 from segdcn.detection.found import FOUND_FILE, Found, read_found
-from segdcn.detection.pictures import SHOWN_SCORE, outlined
+from segdcn.detection.pictures import SHOWN_SCORE, bins_tile, moved_bins, outlined
 from segdcn.detection.samples import DetectionDataset, Detections
 from segdcn.drawing.numbers import percent
 from segdcn.errors import UserError
@@ -23,10 +25,11 @@ MEANS = {"map": "mAP", "map50": "mAP@0.5", "map70": "mAP@0.7", "map_50": "mAP@0.
 """The figures of a page, and what they are called."""
 
 
-def run_page(record: RunRecord, dataset: DetectionDataset | None) -> Page:
+def run_page(record: RunRecord, dataset: DetectionDataset | None, network: nn.Module | None) -> Page:
     """The page of one run.
 
     dataset: what was counted on; None leaves its images out.
+    network: of the checkpoint; None leaves out where its bins lie.
     """
     page = Page(record.name, "a training run", f"{tables.network_of(record)}, seed {record.seed}")
     shares = {name: called for name, called in MEANS.items() if record.figure(name) is not None}
@@ -39,7 +42,7 @@ def run_page(record: RunRecord, dataset: DetectionDataset | None) -> Page:
     found = page.attempt("detections", lambda: read_found(record.folder / FOUND_FILE))
     page.add(classes=lambda: _classes(record, found, dataset))
     if found is not None and dataset is not None:
-        page.add(gallery=lambda: _gallery(record, found, dataset))
+        page.add(gallery=lambda: _gallery(record, found, dataset, network))
     return page
 
 
@@ -65,12 +68,27 @@ def _classes(record: RunRecord, found: Found | None, dataset: DetectionDataset |
         labels = np.concatenate([each.labels for each in found.objects]) if found.objects else np.zeros(0, int)
         counts = np.bincount(labels - 1, minlength=len(names)).astype(float)
     total = counts.sum() or math.nan
+    protocol, intervals = str(record.metrics.get("protocol")), [(math.nan, math.nan)] * len(names)
+    with_intervals = found is not None and kinds[-1] == "ap70"
+    if found is not None and with_intervals:
+        intervals = class_intervals(found, protocol, 0.7)
     rows = [
-        ClassRow(name, colours.get(name, tables.GREY), record.number(start + name), None, None, count / total)
-        for name, count in zip(names, counts.tolist(), strict=True)
+        ClassRow(
+            name,
+            colours.get(name, tables.GREY),
+            record.number(start + name),
+            _finite(low),
+            _finite(high),
+            _finite(share),
+        )
+        for name, (low, high), share in zip(names, intervals, (counts / total).tolist(), strict=True)
     ]
     rows.sort(key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
-    return {"figure": MEANS[f"m{kinds[-1]}"].replace("mAP", "AP"), "rows": rows, "intervals": False}
+    return {"figure": MEANS[f"m{kinds[-1]}"].replace("mAP", "AP"), "rows": rows, "intervals": with_intervals}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def ap_of_images(found: Found) -> list[float]:
@@ -82,11 +100,11 @@ def ap_of_images(found: Found) -> list[float]:
     return figures
 
 
-def _gallery(record: RunRecord, found: Found, dataset: DetectionDataset) -> dict[str, Any]:
+def _gallery(record: RunRecord, found: Found, dataset: DetectionDataset, network: nn.Module | None) -> dict[str, Any]:
     """Best, median and worst image: the photograph, what was found, and the truth."""
     samples = dataset.split(record.split)
     figures = ap_of_images(found)
-    shown, present = [], set[int]()
+    shown, present, with_bins = [], set[int](), False
     for why, index in best_median_worst(figures).items():
         sample, every = samples[index], found.detections[index]
         if sample.name != found.names[index]:
@@ -96,11 +114,14 @@ def _gallery(record: RunRecord, found: Found, dataset: DetectionDataset) -> dict
         truth = outlined(sample.image, sample.objects.boxes, sample.objects.labels, dataset.palette)
         with_scores = [f"{score:.2f}" for score in detections.scores]
         seen = outlined(sample.image, detections.boxes, detections.labels, dataset.palette, with_scores)
-        layers = (
+        layers = [
             ("photo", outlined(sample.image, [], [], dataset.palette), f"Photograph {sample.name}"),
             ("found", seen, f"{sure.sum()} detections in {sample.name}"),
             ("truth", truth, f"{len(sample.objects.labels)} objects of {sample.name}"),
-        )
+        ]
+        if moved := moved_bins(network, as_image(sample.image), every):
+            layers.append(("bins", bins_tile(sample.image, moved), f"Where bins of regions in {sample.name} lie"))
+            with_bins = True
         detail = f"mAP@0.5 of the image {percent(figures[index], 1)} %"
         made = [{"key": key, "url": pictures.photograph(picture), "alt": alt} for key, picture, alt in layers]
         shown.append({"name": sample.name, "why": why, "detail": detail, "layers": made})
@@ -109,7 +130,12 @@ def _gallery(record: RunRecord, found: Found, dataset: DetectionDataset) -> dict
         "heading": "Best, median and worst images",
         "lead": f"By the image's own mAP@0.5; detections of a score of {SHOWN_SCORE:g} or more. Move the line in a"
         " picture to see what lies under it.",
-        "layers": [("photo", "photograph"), ("found", "detections"), ("truth", "truth")],
+        "layers": [
+            ("photo", "photograph"),
+            ("found", "detections"),
+            ("truth", "truth"),
+            *([("bins", "bins")] if with_bins else ()),
+        ],
         "sides": [("left", "found"), ("right", "truth")],
         "images": shown,
         "legend": [(dataset.class_names[label - 1], tuple(dataset.palette[label - 1])) for label in sorted(present)],

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
+from segdcn.data.dataset import Array
 from segdcn.detection.samples import BoxSample, Detections
 from segdcn.drawing.fonts import draw_text, drawable, text_width
 from segdcn.drawing.panels import OUTLINE, RED, SWATCH_SIZE, resize, sheet, swatch
@@ -86,51 +87,53 @@ def _draw_boxes(
             draw_text(draw, (x1 + 3, top + 1), texts[number], size, (0, 0, 0) if light else (255, 255, 255))
 
 
-def bins_picture(
-    network: nn.Module, image: Tensor, found: Detections, class_names: Sequence[str], name: str, most: int = 4
-) -> Image.Image | None:
-    """Where the bins of the best detections lie, as in the paper's Figure 7; None without deformable pooling.
+class MovedBins(NamedTuple):
+    """A region, its class, and how far its bins move, (x, y) in shares of its size: offset (2, h, w)."""
 
-    A bin's centre is a red dot, and a line from where plain pooling has it.
+    box: NDArray[np.float32]
+    label: int
+    offset: NDArray[np.float32]
 
-    image: float (3, H, W) in 0..1.  most: detections that are drawn.
-    """
-    heads: Any = getattr(network, "roi_heads", None)
-    pool = None if heads is None else getattr(heads.box_roi_pool.pool, "scores", heads.box_roi_pool.pool)
+
+@torch.no_grad()
+def moved_bins(network: Any, image: Tensor, found: Detections, most: int = 4) -> list[MovedBins]:
+    """Of the best detections of an image, float (3, H, W) in 0..1; none without deformable pooling."""
+    heads = getattr(network, "roi_heads", None)
+    pool = None if heads is None else getattr(heads.box_roi_pool, "pool", None)
+    pool = getattr(pool, "scores", pool)
     if not isinstance(pool, DeformRoIPool | DeformPSRoIPool) or not len(found.scores):
-        return None
-    best = found.boxes[:most], found.labels[:most]
-    offsets = _bin_offsets(network, pool, image, torch.from_numpy(best[0]))
-    pixels = (image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-    tiles = []
-    for box, label, moved in zip(*best, offsets.cpu().numpy(), strict=True):
-        of_class = moved[label if len(moved) > 1 else 0]
-        tiles.append(
-            (f"{class_names[label - 1]}: bins move {np.abs(of_class).mean():.1%}", _bins(pixels, box, of_class))
-        )
-    return sheet(tiles, [], f"{name}: where bins are sampled")
-
-
-def _bin_offsets(network: Any, pool: DeformRoIPool | DeformPSRoIPool, image: Tensor, boxes: Tensor) -> Tensor:
-    """How far the bins of regions of an image move, in shares of their sizes: (R, classes or 1, 2, h, w)."""
+        return []
+    boxes, labels = found.boxes[:most], found.labels[:most].tolist()
     images, _ = network.transform([image])
     (height, width), (resized_height, resized_width) = image.shape[1:], images.image_sizes[0]
     factor = torch.tensor([resized_width / width, resized_height / height] * 2)
-    rois = torch.cat((torch.zeros(len(boxes), 1), boxes * factor), dim=1).to(image)
-    return pool.bin_offsets(network.backbone(images.tensors)["regions"], rois)
+    rois = torch.cat((torch.zeros(len(boxes), 1), torch.from_numpy(boxes) * factor), dim=1).to(image)
+    offsets = pool.bin_offsets(network.backbone(images.tensors)["regions"], rois).cpu().numpy()
+    classes = offsets.shape[1]
+    return [
+        MovedBins(box, label, offset[label if classes > 1 else 0])
+        for box, label, offset in zip(boxes, labels, offsets, strict=True)
+    ]
 
 
-def _bins(pixels: NDArray[np.uint8], box: NDArray[Any], offset: NDArray[Any]) -> NDArray[np.uint8]:
-    """A tile: the image dimmed, the region, and its bins; offset (2, h, w) in shares of the region."""
-    dimmed = Image.fromarray((resize(pixels, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
+def bins_picture(image: Array, moved: Sequence[MovedBins], class_names: Sequence[str], name: str) -> Image.Image:
+    """Where the bins of regions lie, as in the paper's Figure 7: a tile for each."""
+    captions = [f"{class_names[one.label - 1]}: bins move {np.abs(one.offset).mean():.1%}" for one in moved]
+    tiles = [bins_tile(image, [one]) for one in moved]
+    return sheet(list(zip(captions, tiles, strict=True)), [], f"{name}: where bins are sampled")
+
+
+def bins_tile(image: Array, moved: Sequence[MovedBins]) -> Array:
+    """The image dimmed, regions, and their bins: a red dot each, and a line from where plain pooling has its centre."""
+    dimmed = Image.fromarray((resize(image, Image.Resampling.BICUBIC) * 0.7).astype(np.uint8))
     canvas = dimmed.resize((2 * dimmed.width, 2 * dimmed.height))  # shrunk again, for soft edges
-    scale = canvas.width / pixels.shape[1]
+    scale = canvas.width / image.shape[1]
     draw = ImageDraw.Draw(canvas)
-    start, size = box[:2] * scale, (box[2:] - box[:2]) * scale
-    draw.rectangle((*start, *(start + size)), outline=OUTLINE, width=3)
-    _, rows, columns = offset.shape
-    for row in range(rows):
-        for column in range(columns):
+    for box, _, offset in moved:
+        start, size = box[:2] * scale, (box[2:] - box[:2]) * scale
+        draw.rectangle((*start, *(start + size)), outline=OUTLINE, width=3)
+        _, rows, columns = offset.shape
+        for row, column in np.ndindex(rows, columns):
             plain = start + size * np.array([(column + 0.5) / columns, (row + 0.5) / rows])
             x, y = plain + size * offset[:, row, column]
             draw.line((*plain, x, y), fill=OUTLINE, width=2)

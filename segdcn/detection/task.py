@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from segdcn.data.dataset import voc_palette
 from segdcn.detection.datamodule import DetectionDataModule, as_image
 from segdcn.detection.evaluator import DetectionEvaluator
 from segdcn.detection.found import FOUND_FILE, write_found
-from segdcn.detection.pictures import bins_picture, boxes_picture
+from segdcn.detection.pictures import bins_picture, boxes_picture, moved_bins
 from segdcn.detection.samples import BoxSample, Detections
+from segdcn.errors import UserError
 from segdcn.ops import DeformPSRoIPool, DeformRoIPool
+from segdcn.runs.checkpoint import GROUPS
 from segdcn.runs.files import write_json
 from segdcn.training.base import Task
 from segdcn.training.optim import ADAMW, parameter_groups, poly
@@ -35,7 +38,8 @@ class DetectionTask(Task):
     optimizer, schedule, seed, description, monitor: see ``Task``.
     backbone_lr_mult: learning rate of the backbone's layers, as a factor.
     offset_lr_mult: of the offset branches of deformable convolutions.
-    pool_offset_lr_mult: of those of deformable pooling, fully connected ones and position-sensitive fields.
+    pool_offset_lr_mult: of the fully connected ones of deformable pooling.
+    field_offset_lr_mult: of the offset fields of deformable position-sensitive pooling.
     reduce_lr_mult: of the 1x1 convolution on the last stage.
     protocol: how detections are counted, see ``DetectionEvaluator``.
     result: of the last validation or test, with full precision.
@@ -52,6 +56,7 @@ class DetectionTask(Task):
         backbone_lr_mult: float = 1.0,
         offset_lr_mult: float = 0.1,
         pool_offset_lr_mult: float = 0.01,
+        field_offset_lr_mult: float = 1.0,
         reduce_lr_mult: float = 1.0,
         protocol: str = "voc07",
         seed: int = 0,
@@ -60,10 +65,16 @@ class DetectionTask(Task):
     ) -> None:
         names = [str(name) for name in class_names]
         evaluator = DetectionEvaluator(names, protocol)
+        if monitor.partition("/")[2] not in (known := evaluator.means):
+            raise UserError(
+                f"task.monitor={monitor} is no figure of task.protocol={protocol}: it has"
+                f" {', '.join(f'val/{name}' for name in known)}"
+            )
         super().__init__(network, evaluator, monitor, optimizer, schedule, seed=seed, description=description)
         self.class_names = names
         self.backbone_lr_mult, self.offset_lr_mult = backbone_lr_mult, offset_lr_mult
-        self.pool_offset_lr_mult, self.reduce_lr_mult = pool_offset_lr_mult, reduce_lr_mult
+        self.pool_offset_lr_mult, self.field_offset_lr_mult = pool_offset_lr_mult, field_offset_lr_mult
+        self.reduce_lr_mult = reduce_lr_mult
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.outputs(batch)
@@ -77,25 +88,37 @@ class DetectionTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See ``optim.parameter_groups``; the offset branches of pooling and the 1x1 convolution are further roles."""
-        pools: list[nn.Module | None] = []
-        for module in self.network.modules():
+        parts: dict[str, list[nn.Module | None]] = {"pool_offset": [], "field_offset": [], "reduce": []}
+        for name, module in self.network.named_modules():
             if isinstance(module, DeformRoIPool):
-                pools.append(module.branch)
+                parts["pool_offset"].append(module.branch)
             elif isinstance(module, DeformPSRoIPool):
-                pools += [module.offset, module.mask]
-        offsets = [parameter for part in pools if part is not None for parameter in part.parameters()]
-        reduce = self.network.get_submodule("backbone.reduce").parameters()
-        others = (("pool_offset", self.pool_offset_lr_mult, offsets), ("reduce", self.reduce_lr_mult, reduce))
+                parts["field_offset"] += [module.offset, module.mask]
+            elif name == "backbone.reduce":
+                parts["reduce"].append(module)
+        mults = (self.pool_offset_lr_mult, self.field_offset_lr_mult, self.reduce_lr_mult)
+        others = [
+            (role, mult, [parameter for part in found if part is not None for parameter in part.parameters()])
+            for (role, found), mult in zip(parts.items(), mults, strict=True)
+        ]
         return parameter_groups(self.network, self.backbone_lr_mult, self.offset_lr_mult, others=others)
 
     # --- evaluation -------------------------------------------------------------------------------------------
 
     def evaluate(self, batch: Batch) -> None:
-        """Detect and count."""
-        started = time.perf_counter()
-        found = [as_detections(each) for each in self.network(batch["image"])]
+        """Detect and count; images of one size together.
+
+        An image that shares a batch with a larger one is padded to its size, which gives other detections.
+        """
+        started, images = time.perf_counter(), batch["image"]
+        found: dict[int, Detections] = {}
+        for size in dict.fromkeys(image.shape for image in images):
+            places = [place for place, image in enumerate(images) if image.shape == size]
+            detected = self.network([images[place] for place in places])
+            found |= {place: as_detections(each) for place, each in zip(places, detected, strict=True)}
         seconds = time.perf_counter() - started
-        self.evaluator.update(batch["index"], batch["name"], found, batch["objects"], seconds)
+        detections = [found[place] for place in range(len(images))]
+        self.evaluator.update(batch["index"], batch["name"], detections, batch["objects"], seconds)
 
     def write_figures(self, split: str, conditions: Mapping[str, Any], folder: Path) -> None:
         """metrics.json, and found.npz: all that was found."""
@@ -109,13 +132,14 @@ class DetectionTask(Task):
         image = as_image(sample.image).to(self.device)
         found = as_detections(self.network([image])[0])
         yield "", boxes_picture(sample, found, self.class_names, data.dataset.palette)
-        bins = bins_picture(self.network, image, found, self.class_names, sample.name)
-        if bins is not None:
-            yield "_bins", bins
+        if moved := moved_bins(self.network, image, found):
+            yield "_bins", bins_picture(sample.image, moved, self.class_names, sample.name)
 
     def own_description(self) -> dict[str, Any]:
         """Of a training from Python nothing is known but the classes."""
-        return {"config": {}, "groups": {}, "class_names": self.class_names, "palette": []}
+        palette = [list(colour) for colour in voc_palette(len(self.class_names) + 1)[1:]]
+        groups: dict[str, Any] = {group: {} for group in GROUPS}
+        return {"config": {}, "groups": groups, "class_names": self.class_names, "palette": palette}
 
 
 def as_detections(found: Mapping[str, Tensor]) -> Detections:

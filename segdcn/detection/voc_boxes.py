@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
-from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, lines_of, listed, voc_palette
+from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, lines_of, listed, printable, voc_palette
 from segdcn.data.folder import IMAGE_SUFFIXES
 from segdcn.data.voc import VOC
 from segdcn.detection.box_files import BoxFiles, ImageWithBoxes, Written, checked_class_names, objects_of, several
@@ -146,18 +146,18 @@ def read_xml(path: Path, labels: Mapping[str, int]) -> Written:
             wrong.append(f"{names[-1]} has no {', '.join(CORNERS)} that are numbers")
         else:
             left, top, right, bottom = corners
-            difficult = element.findtext("difficult", "0").strip() not in ("0", "")
+            difficult = element.findtext("difficult", "0").strip().lower() not in ("0", "", "false")
             rows.append(((left - 1, top - 1, right, bottom), labels[name], difficult, math.nan))
     if wrong:
         raise DataError(f"{path}: {several(wrong)}")
     size = tuple(_number(root.findtext(f"size/{side}", "0")) for side in ("height", "width"))
-    told = all(side >= 1 for side in size)  # some programs write 0
+    told = all(1 <= side < math.inf for side in size)  # some programs write 0
     return Written(objects_of(rows), 2, names, path, (int(size[0]), int(size[1])) if told else None)
 
 
 def _elements(root: ElementTree.Element) -> Iterator[tuple[str, ElementTree.Element]]:
     for element in root.findall("object"):
-        yield element.findtext("name", "").strip(), element
+        yield printable(element.findtext("name", "").strip()), element
 
 
 def _number(text: str) -> float:

@@ -307,7 +307,7 @@ JOBS = {
     "shapes_atrous": 12,
     "camvid_layers": 12,
     "camvid_layers_long": 12,
-    "boxes_pooling": 25,
+    "boxes_pooling": 35,
 }
 
 

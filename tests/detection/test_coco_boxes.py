@@ -107,6 +107,11 @@ def test_images_without_objects_stay(tmp_path: Path) -> None:
         ('{"images": [], "annotations": [7], "categories": []}', "is no COCO JSON"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "is no COCO JSON.*file_name"),
         ("[" * 100_000, "is no JSON that can be read"),
+        (
+            '{"images": [{"id": 1, "file_name": "../../secret.png"}], "annotations": [], "categories": []}',
+            r"secret\.png lies outside of",
+        ),
+        ('{"images": [{"id": 1, "file_name": "/secret.png"}], "annotations": [], "categories": []}', "lies outside of"),
     ],
 )
 def test_a_file_that_is_no_cocos_is_refused(tmp_path: Path, content: str, pattern: str) -> None:

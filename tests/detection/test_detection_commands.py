@@ -19,9 +19,12 @@ from running import assert_same_run, call, clean_environment, compose, one_line
 
 from segdcn.commands import analyze, evaluate, export, predict, report, train
 from segdcn.commands import sweep as sweep_command
+from segdcn.commands.multirun import Multirun
 from segdcn.detection import Boxes, DetectionDataModule, DetectionTask, build_detector
+from segdcn.detection.datamodule import as_item
 from segdcn.detection.found import read_found
 from segdcn.models import Deform
+from segdcn.runs.checkpoint import read_checkpoint
 
 RUN = (
     "experiment=boxes",
@@ -64,6 +67,7 @@ def test_a_run_leaves_its_figures_pictures_and_page(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     for part in ("mAP@0.7, %", "Best, median and worst images", "AP@0.7 per class", "pooling deformable"):
         assert part in page
+    assert 'data-layer="bins"' in page
 
 
 def test_an_evaluation_counts_what_the_training_did(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +120,9 @@ def test_what_has_no_meaning_for_a_detector_is_one_line(
         (report.main, (str(whole), str(whole)), "one by one"),
         (train.main, ("dataset=boxes",), "choose model=faster_rcnn"),
         (train.main, ("model=faster_rcnn_tiny",), "choose dataset=boxes"),
+        (train.main, ("experiment=boxes", "task.protocol=coco"), "task.monitor=val/map70 is no figure of"),
+        (train.main, ("experiment=boxes", "task.monitor=val/map75"), "it has val/map50, val/map70"),
+        (predict.main, (checkpoint, f"input={whole}/panels", "output=found", "score=x"), "score must be a number"),
     ]
     for main, arguments, part in cases:
         assert call(main, *arguments) == 1, arguments
@@ -170,7 +177,45 @@ def test_a_sweep_of_poolings_is_compared_by_what_is_monitored(
     assert call(sweep_command.main, "collect", "sweeps/pooling", "--baseline", "model.pooling=roi_align") == 0
     text = capsys.readouterr().out
     assert "map70" in text
-    assert "model.pooling=deformable" in text or "pooling=deformable" in text
+    assert "pooling=deformable" in text
+    assert call(report.main, "sweeps/pooling") == 1
+    assert "segdcn-sweep collect" in one_line(capsys.readouterr().err)
+
+
+def test_figures_do_not_depend_on_what_shares_a_batch(whole: Path) -> None:
+    """Images of several sizes, each beside others and alone."""
+    network = read_checkpoint(whole / "checkpoints" / "best.ckpt").module()
+    samples = Boxes(val_images=6).split("val")
+    items = [
+        as_item(sample._replace(image=sample.image[: 80 + 8 * (n % 3)]), False, n) for n, sample in enumerate(samples)
+    ]
+    found = []
+    for size in (1, 4, 6):
+        task = DetectionTask(network, Boxes.class_names, protocol="voc")
+        for start in range(0, 6, size):
+            with torch.no_grad():
+                task.evaluate(DetectionDataModule.collate(items[start : start + size]))
+        found.append(task.evaluator.compute().found.detections)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(one.boxes, other.boxes, rtol=1e-3, atol=1e-2)
+
+
+def test_a_sweep_over_recipes_is_compared_by_what_they_monitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[str] = []
+    monkeypatch.setattr(Multirun, "run", lambda self, sweep, jobs: started.append(sweep.metric))
+    monkeypatch.setattr("segdcn.commands.multirun.publish", lambda results: True)
+    monkeypatch.setattr("segdcn.commands.multirun.collect", lambda folder: None)
+    small = ("trainer.accelerator=cpu", "dataset.train_images=8")
+    assert call(train.main, "-m", "experiment=boxes_roi_align,boxes", "sweep.name=one", *small) == 0
+    assert started == ["val/map70"]
+    capsys.readouterr()
+    assert call(train.main, "-m", "experiment=shapes,boxes", "sweep.name=two", *small) == 1
+    assert "sweep.metric" in one_line(capsys.readouterr().err)
 
 
 def test_offset_branches_learn_at_rates_of_their_own() -> None:
@@ -190,12 +235,12 @@ def test_offset_branches_learn_at_rates_of_their_own() -> None:
         for field in ("offset", "mask")
         for part in ("weight", "bias")
     }
-    assert of["pool_offset"] == expected
+    assert of["field_offset"] == expected
     assert of["reduce"] | of["reduce_no_decay"] == {"backbone.reduce.weight", "backbone.reduce.bias"}
     assert {key: group["lr_mult"] for key, group in groups.items() if not key.endswith("no_decay")} == {
         "backbone": 0.5,
         "offset": 0.1,
-        "pool_offset": 0.01,
+        "field_offset": 1.0,
         "reduce": 3.0,
         "head": 1.0,
     }

@@ -79,6 +79,15 @@ def test_no_proposal_is_no_detection(head: str, pooling: str) -> None:
     assert {name: len(values) for name, values in found.items()} == {"boxes": 0, "scores": 0, "labels": 0}
 
 
+@pytest.mark.parametrize(("head", "pooling"), KINDS)
+def test_a_batch_without_proposals_and_objects_has_losses(head: str, pooling: str) -> None:
+    model = network(head, pooling)
+    if head != "rpn":
+        model.rpn.filter_proposals = lambda proposals, *_: ([each[0, :0] for each in proposals[:, None]], [])
+    losses = model([torch.rand(3, 64, 64)] * 2, [target([], [])] * 2)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 @pytest.mark.parametrize(
     ("head", "plain", "deformable"),
     [
@@ -176,6 +185,10 @@ def test_the_class_aware_head_gives_probabilities_of_classes_and_none_of_backgro
         ({"head": "rfcn", "pooling": "roi_align"}, "plain, deformable, modulated"),
         ({"num_classes": 0}, "num_classes must be 1 or more"),
         ({"output_stride": 5}, "output_stride must be 8, 16 or 32"),
+        ({"bins": 0}, "bins must be 1 or more"),
+        ({"regions": 0}, "regions must be 1 or more"),
+        ({"anchor_sizes": []}, "anchor_sizes, anchor_ratios, short_side, long_side"),
+        ({"short_side": 0}, "must be positive"),
     ],
 )
 def test_a_wrong_setting_is_one_line(settings: dict[str, Any], part: str) -> None:

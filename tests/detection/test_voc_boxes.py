@@ -63,7 +63,7 @@ def test_difficult_objects_are_ignored_and_parts_passed_over(tmp_path: Path) -> 
     dataset = one(
         tmp_path,
         voc_object("dog", 1, 1, 5, 5, difficult=1),
-        voc_object("cat", 2, 2, 9, 9, difficult=0, inside=part),
+        voc_object("cat", 2, 2, 9, 9, difficult=0, inside=part).replace(">0</difficult>", ">False</difficult>"),
         voc_object(" dog ", 3.5, 3, 9, 8).replace("<difficult>0</difficult>", ""),
     )
     objects = dataset.split("train")[0].objects
