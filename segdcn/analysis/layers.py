@@ -68,22 +68,29 @@ class LayerCall:
 
 
 def last_layers(network: nn.Module, count: int | None = None) -> dict[str, nn.Module]:
-    """The last 3x3 convolutions of a network by name, deformable or plain, in network order.
+    """The last 3x3 convolutions of a network by name, deformable or plain, in network order; else its last DCNv3 or v4.
 
     Of a network with a submodule ``backbone`` only that is searched, as by ``make_deformable``; the offset branches
     are left out, and so are convolutions of other classes and with other than zero padding.
 
     Args:
         count: how many at most; None takes the layers that are deformable, or 3 of a network without any. Of DCNv3
-            and DCNv4, of which a network has one in every block, it is the last 3.
+            and DCNv4, of which a network has one in every block, it is 3 too.
     """
+    found = sampling_layers(network)
+    if aggregates(network):
+        return dict(list(found.items())[-(count or 3) :])
     if count is None:
-        if found := sampling_layers(network):
-            every = all(isinstance(layer, DeformConv2d) for layer in found.values())
-            return dict(list(found.items())[0 if every else -3 :])
+        if found:
+            return dict(found)
         count = 3
     chosen = [(name, layer) for name, layer in convolutions_3x3(network).items() if _can_be_followed(layer)]
     return dict(chosen[max(0, len(chosen) - count) :])
+
+
+def aggregates(network: nn.Module) -> bool:
+    """Whether a network has layers that sample where they predict and are no convolutions: DCNv3 and DCNv4."""
+    return any(isinstance(module, DCNv3 | DCNv4) for module in network.modules())
 
 
 def record(network: nn.Module, image: Tensor, layers: dict[str, nn.Module] | None = None) -> list[LayerCall]:

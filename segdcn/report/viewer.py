@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segdcn.analysis import LayerCall, chain, effective_receptive_field, last_layers, record
+from segdcn.analysis import LayerCall, aggregates, chain, effective_receptive_field, last_layers, record
 from segdcn.data.dataset import Sample
 from segdcn.drawing.panels import central_pixels
 from segdcn.models import plain_twin, sampling_layers
@@ -34,12 +34,14 @@ class Pane(NamedTuple):
     """A network that the viewer shows.
 
     run: whose images it is given.  predicts: a network without the offsets it was trained with was never meant to.
+    regular: whether its layers are shown without their offsets.
     """
 
     name: str
     network: nn.Module
     run: OpenedRun
     predicts: bool = True
+    regular: bool = False
 
 
 def viewer(runs: Sequence[OpenedRun], images: Sequence[Image], budget: float) -> dict[str, Any]:
@@ -62,11 +64,13 @@ def viewer(runs: Sequence[OpenedRun], images: Sequence[Image], budget: float) ->
             )
             panes = [
                 Pane("learned offsets", network, first),
-                Pane("the same layers, without offsets", plain_twin(network), first, predicts=False),
+                Pane("the same layers, without offsets", plain_twin(network), first, predicts=False, regular=True),
             ]
     height, width = images[0].sample.label.shape
     pairs = len(images) * len(panes)
     fields = min(fields_per_image(pane.network, (height, width), pairs, budget) for pane in panes)
+    if len(runs) == 1 and aggregates(first.predictor.network):
+        fields = 0  # there is no such network without its offsets, to run it
     try:
         shown = _entries(panes, images, fields)
     except Exception:
@@ -111,7 +115,7 @@ def _entries(panes: Sequence[Pane], images: Sequence[Image], fields: int) -> lis
             "start": start,
             "networks": [
                 {
-                    **view(pane.network, pane.run.predictor.batch(sample.image), fields, start),
+                    **view(pane.network, pane.run.predictor.batch(sample.image), fields, start, pane.regular),
                     "prediction": _prediction(pane.run, sample) if pane.predicts else None,
                 }
                 for pane in panes
@@ -172,13 +176,16 @@ def pixel_grid(size: tuple[int, int], count: int) -> list[tuple[int, int]]:
     ]
 
 
-def view(network: nn.Module, image: Tensor, fields: int, start: tuple[int, int]) -> dict[str, Any]:
+def view(
+    network: nn.Module, image: Tensor, fields: int, start: tuple[int, int], regular: bool = False
+) -> dict[str, Any]:
     """A network on an image, for the viewer: ``layers`` (last first) and ``fields`` (None without).
 
     Args:
         network: in evaluation mode.
         image: (1, 3, H, W), normalised.
         fields: how many receptive fields: of the pixel ``start``, and of a grid.
+        regular: tell of the layers without their offsets.
     """
     size = (image.shape[2], image.shape[3])
     calls = record(network, image, last_layers(network, DEPTH))
@@ -187,7 +194,8 @@ def view(network: nn.Module, image: Tensor, fields: int, start: tuple[int, int])
         pixels = [start, *pixel_grid(size, fields - 1)]
         found = effective_receptive_field(network, image, pixels).numpy()
         atlas = {**pictures.field_atlas(found), "pixels": pixels}
-    return {"layers": [_layer(call) for call in chain(calls[-DEPTH:])], "fields": atlas}
+    followed = [call.undeformed() if regular else call for call in chain(calls[-DEPTH:])]
+    return {"layers": [_layer(call) for call in followed], "fields": atlas}
 
 
 def _layer(call: LayerCall) -> dict[str, Any]:

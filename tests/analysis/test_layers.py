@@ -117,7 +117,9 @@ def test_an_aggregation_is_followed_to_where_it_samples(
     ]
     torch.testing.assert_close(call.taps, torch.stack(expected, dim=3))
     assert call.input_size == call.output_size == (6, 7)
-    assert list(last_layers(ChannelsLast(*(kind(8, group=2) for _ in range(5))))) == ["2", "3", "4"]
+    several = ChannelsLast(*(kind(8, group=2) for _ in range(5)))
+    assert list(last_layers(several)) == ["2", "3", "4"]
+    assert list(last_layers(several, 2)) == ["3", "4"]
 
 
 def test_a_kernel_without_its_centre_is_not_followed() -> None:

@@ -20,11 +20,12 @@ from torch import nn
 from segdcn.drawing import numbers
 from segdcn.evaluation.counts import Counts
 from segdcn.models import Deform, build_deeplab
+from segdcn.models.internimage import InternImage, Variant
 from segdcn.report import comparison, curves, images, pictures, tables
 from segdcn.report.charts import Series, line_chart
 from segdcn.report.page import PARTS, Page, json_for_script
 from segdcn.report.runs import PageRun, page_run, read_finished, unique_names
-from segdcn.report.viewer import fields_per_image, pixel_grid
+from segdcn.report.viewer import fields_per_image, pixel_grid, view
 from segdcn.runs.figures import write_counts
 from segdcn.runs.record import STATES, read_run
 
@@ -175,6 +176,21 @@ def test_charts_are_svg_that_names_itself_and_takes_the_pages_colours(values: li
     assert "var(--s1)" in chart.svg
     assert not re.search("#fe00|DejaVu|http://(?!www.w3.org)", chart.svg)
     assert "epoch" in [text.text for text in root.iter(f"{space}text")]
+
+
+def test_the_viewer_shows_where_an_aggregation_samples_and_its_grid() -> None:
+    torch.manual_seed(0)
+    network = InternImage(Variant(16, (1, 1, 1, 3), (1, 2, 4, 8), 0.0), 32)
+    for name, parameter in network.named_parameters():
+        if "offset" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    network.eval()
+    image = torch.randn(1, 3, 64, 64)
+    learned, regular = (view(network, image, 0, (0, 0), regular)["layers"] for regular in (False, True))
+    assert [layer["name"] for layer in learned] == [f"levels.3.blocks.{block}.dcn" for block in (2, 1, 0)]
+    assert all(layer["taps"] for layer in learned)
+    assert not any(layer["taps"] for layer in regular)
+    assert [layer["input"] for layer in learned] == [layer["input"] for layer in regular]
 
 
 def test_nothing_to_draw_is_no_chart() -> None:
