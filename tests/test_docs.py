@@ -42,9 +42,10 @@ INLINE = re.findall(r"`([^`\n]+)`", FENCED.sub("", CURRENT))
 
 @cache
 def configs() -> list[DictConfig]:
-    """The config of each command, that of a training with each data set."""
+    """The config of each command, that of a training with each data set and of a detector's."""
     datasets = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
     trainings = [compose("train", f"dataset={dataset}", "name=test", "output_dir=x") for dataset in datasets]
+    trainings.append(compose("train", "experiment=boxes_rfcn", "name=test", "output_dir=x"))  # of a detector
     return [*trainings, *(compose(name) for name in ("evaluate", "predict", "analyze", "export", "check", "convert"))]
 
 

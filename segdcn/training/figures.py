@@ -24,9 +24,15 @@ def learning_rates(trainer: pl.Trainer) -> dict[str, float]:
     return {f"lr/{group.get('name', number)}": float(group["lr"]) for number, group in enumerate(groups)}
 
 
-def shown_figures(task: Task) -> tuple[str, ...]:
+def monitored(task: pl.LightningModule) -> str:
+    """The figure of a validation by which a run is judged: a ``Task``'s own, of another module the mean IoU."""
+    return task.monitor if isinstance(task, Task) else "val/miou"
+
+
+def shown_figures(task: pl.LightningModule) -> tuple[str, ...]:
     """The figures of an epoch that are looked at first."""
-    return ("train/loss", *task.losses, task.monitor)
+    losses = task.losses if isinstance(task, Task) else ("val/loss",)
+    return ("train/loss", *losses, monitored(task))
 
 
 class EpochFigures(pl.Callback):
@@ -93,7 +99,7 @@ class MetricsFile(EpochFigures):
         for key, value in sorted(self.epoch_figures(trainer).items()):
             row[key] = "" if math.isnan(value) else f"{value:.6g}"
         self._rows = [old for old in self._rows if int(old["epoch"]) < trainer.current_epoch] + [row]
-        first = ("epoch", "step", *shown_figures(cast(Task, pl_module)))
+        first = ("epoch", "step", *shown_figures(pl_module))
         columns = list(dict.fromkeys([*first, *(key for old in self._rows for key in old)]))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="")

@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar, Timer
 
-from segdcn.training.base import Task
-from segdcn.training.figures import EpochFigures, learning_rates, shown_figures
+from segdcn.training.figures import EpochFigures, learning_rates, monitored, shown_figures
 
 
 class LearningRates(pl.Callback):
@@ -44,11 +43,10 @@ class EpochLines(EpochFigures, RichProgressBar):
         if not trainer.is_global_zero:
             return
         metrics = self.epoch_figures(trainer)
-        task = cast(Task, pl_module)
-        judged = metrics.get(task.monitor, math.nan)
+        judged = metrics.get(monitored(pl_module), math.nan)
         marker = " *" if judged > self._best else ""
         self._best = max(self._best, judged)
-        figures = [f"{key} {metrics[key]:.4f}" for key in shown_figures(task) if key in metrics]
+        figures = [f"{key} {metrics[key]:.4f}" for key in shown_figures(pl_module) if key in metrics]
         of = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         line = f"epoch {trainer.current_epoch + 1:>3}{of}  step {trainer.global_step:>6}  " + "  ".join(figures)
         print(f"{line}  {time.monotonic() - self._started:.0f} s{marker}", flush=True)

@@ -15,7 +15,7 @@ from running import BARE, SMALL, call, make_camvid, process
 from segdcn.commands import evaluate, train
 from segdcn.commands import figures as figures_module
 from segdcn.report.page import Page
-from segdcn.training import pictures
+from segdcn.training import task as task_module
 
 FOLDER = (
     "dataset=folder",
@@ -66,7 +66,7 @@ def test_figures_are_written_before_anything_is_drawn(
         there.append((tmp_path / "metrics.json").is_file() and (tmp_path / "counts.npz").is_file())
         broken()
 
-    monkeypatch.setattr(pictures, "comparison_panel", look)
+    monkeypatch.setattr(task_module, "comparison_panel", look)
     monkeypatch.setattr(figures_module, "_table", look)
     monkeypatch.setattr(Page, "html", look)
     settings = ("logger=none", "trainer.max_epochs=1", "callbacks.panels.images=2", f"output_dir={tmp_path}")

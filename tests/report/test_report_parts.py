@@ -138,7 +138,7 @@ def test_hostile_texts_are_escaped_wherever_a_page_shows_them() -> None:
         [HOSTILE],
         {
             "charts": [chart],
-            "classes": {"rows": [row], "intervals": True},
+            "classes": {"figure": HOSTILE, "rows": [row], "intervals": True},
             "confusion": tables.Confusion([HOSTILE], [[1.0]], [HOSTILE]),
             "comparison": {"lead": HOSTILE, "head": [HOSTILE], "rows": [[HOSTILE, HOSTILE]], "notes": [HOSTILE]},
             "provenance": [(HOSTILE, [(HOSTILE, HOSTILE)])],
@@ -214,7 +214,7 @@ def test_curves_of_a_run_are_its_columns() -> None:
         one.label: (list(one.x), list(one.y)) for chart in curves.run_charts(epochs, "val") for one in chart.series
     }
     assert drawn["training"] == ([1, 2], [2.0, 1.0])
-    assert drawn["mean IoU"][1][1] == 25
+    assert drawn["Mean IoU"][1][1] == 25
     assert drawn["head"][1] == [0.1, 0.05]
     assert "head_no_decay" not in drawn
     assert drawn["a, 95 %"][1] == [0.0, 1.5]

@@ -27,7 +27,7 @@ from segdcn.sweep.plan import Job, Sweep, read_sweep
 NO_GRID = ("default", "shapes_optuna")  # of the second see test_search.py
 SWEEPS = sorted(path.stem for path in (Path(CONFIG_PATH) / "sweep").glob("*.yaml") if path.stem not in NO_GRID)
 JOBS = {"shapes_layers": 15, "shapes_atrous": 12, "modern_voc": 18, "modern_cityscapes": 18}
-JOBS |= {"camvid_layers": 12, "camvid_layers_long": 12}
+JOBS |= {"camvid_layers": 12, "camvid_layers_long": 12, "boxes_pooling": 35}
 # epochs of one second, without what makes a run's folder large
 TINY = tuple(setting for setting in BARE if not setting.startswith("trainer.max_epochs"))
 
