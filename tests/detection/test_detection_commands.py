@@ -111,6 +111,7 @@ def test_what_has_no_meaning_for_a_detector_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
+    few = ("dataset.train_images=8", "dataset.val_images=4")
     cases: list[tuple[Any, tuple[str, ...], str]] = [
         (export.main, (checkpoint,), "finds boxes and gives no logits"),
         (analyze.main, (checkpoint,), "finds boxes and gives no logits"),
@@ -120,8 +121,8 @@ def test_what_has_no_meaning_for_a_detector_is_one_line(
         (report.main, (str(whole), str(whole)), "one by one"),
         (train.main, ("dataset=boxes",), "choose model=faster_rcnn"),
         (train.main, ("model=faster_rcnn_tiny",), "choose dataset=boxes"),
-        (train.main, ("experiment=boxes", "task.protocol=coco"), "task.monitor=val/map70 is no figure of"),
-        (train.main, ("experiment=boxes", "task.monitor=val/map75"), "it has val/map50, val/map70"),
+        (train.main, ("experiment=boxes", *few, "task.protocol=coco"), "task.monitor=val/map70 is no figure of"),
+        (train.main, ("experiment=boxes", *few, "task.monitor=val/map75"), "it has val/map50, val/map70"),
         (predict.main, (checkpoint, f"input={whole}/panels", "output=found", "score=x"), "score must be a number"),
     ]
     for main, arguments, part in cases:
