@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
@@ -17,7 +17,7 @@ from segdcn.commands.compose import plain
 from segdcn.commands.errors import is_misconfiguration
 from segdcn.data.batches import check_world_size
 from segdcn.errors import UserError, is_passing
-from segdcn.runs.checkpoint import without_pretrained
+from segdcn.runs.checkpoint import GROUPS, without_pretrained
 from segdcn.training.checkpointing import AtomicCheckpoints
 
 
@@ -27,6 +27,17 @@ def build_network(config: DictConfig, num_classes: int) -> Any:
     if config.resume:
         model = without_pretrained(model)
     return instantiate(model, num_classes=num_classes, _convert_="all")
+
+
+def describe_run(config: DictConfig, dataset: Any) -> dict[str, Any]:
+    """What a task's checkpoints hold to rebuild the run; a group that its kind of task lacks is empty."""
+    return {
+        # with its interpolations, so that a run folder can be moved: ${output_dir} is set anew on resume
+        "config": OmegaConf.to_container(config),
+        "groups": {group: plain(config[group]) if group in config else {} for group in GROUPS},
+        "class_names": [str(name) for name in dataset.class_names],
+        "palette": [list(colour) for colour in dataset.palette],
+    }
 
 
 def build_datamodule(config: DictConfig, dataset: Any) -> Any:

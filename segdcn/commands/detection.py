@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD
 
-from segdcn.commands.build import build_network, build_with
+from segdcn.commands.build import build_network, build_with, describe_run
+from segdcn.commands.figures import counted_images
 from segdcn.data.dataset import spread_over
 from segdcn.detection.evaluator import DetectionEvaluator, DetectionResult
 from segdcn.detection.samples import DetectionDataset
@@ -46,19 +47,13 @@ def labels_before_training(dataset: DetectionDataset) -> list[str]:
 
 def build_task(config: DictConfig, dataset: DetectionDataset) -> DetectionTask:
     """Network and optimisation as one ``DetectionTask``, with the description its checkpoints carry."""
-    groups = ("dataset", "datamodule", "model")
     task: DetectionTask = build_with(
         config.task,
         network=build_network(config, len(dataset.class_names)),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         schedule=instantiate(config.schedule, _convert_="all"),
         class_names=dataset.class_names,
-        description={
-            "config": OmegaConf.to_container(config),
-            "groups": {**{group: OmegaConf.to_container(config[group], resolve=True) for group in groups}, "loss": {}},
-            "class_names": [str(name) for name in dataset.class_names],
-            "palette": [list(colour) for colour in dataset.palette],
-        },
+        description=describe_run(config, dataset),
     )
     return task
 
@@ -98,8 +93,7 @@ def print_figures(
     result: DetectionResult, split: str, class_names: Sequence[str], conditions: Mapping[str, Any]
 ) -> None:
     """Print the table of average precision per class."""
-    total = conditions.get("images_in_split") or result.images
-    images = f"{result.images} images" if total == result.images else f"only {result.images} of {total} images"
+    images = counted_images(result.images, conditions)
     print(f"{split} split, {images}, protocol {conditions['protocol']}: {conditions['protocol_rule']}")
     columns = average_precisions(result.figures, split)
     table = console.table(["class", *columns])

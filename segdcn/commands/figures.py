@@ -28,10 +28,15 @@ def print_figures(
     if math.isnan(figures[f"{split}/miou"]):
         print(f"{split} split: {result.images} images without labels, so without figures")
         return
-    total = conditions.get("images_in_split") or result.images
-    images = f"{result.images} images" if total == result.images else f"only {result.images} of {total} images"
+    images = counted_images(result.images, conditions)
     print(f"{split} split, {images}, protocol {conditions['protocol']}, {conditions['inference']}")
     console.show(_table(figures, split, class_names))
+
+
+def counted_images(number: int, conditions: Mapping[str, Any]) -> str:
+    """On how many images figures were counted, in words."""
+    total = conditions.get("images_in_split") or number
+    return f"{number} images" if total == number else f"only {number} of {total} images"
 
 
 def _table(figures: Mapping[str, float], split: str, class_names: Sequence[str]) -> Table:

@@ -55,9 +55,7 @@ class BoxWork:
         """NAME_overlay.png, and rows of the table."""
         pixels = read_photo(path)
         with torch.inference_mode():
-            found = as_detections(self.network([as_image(pixels).to(self.device)])[0])
-        sure = found.scores >= self.config.score
-        found = Detections(found.boxes[sure], found.scores[sure], found.labels[sure])
+            found = as_detections(self.network([as_image(pixels).to(self.device)])[0]).of_score(self.config.score)
         file = self.named(path)
         self.images += 1
         if is_dark(pixels):

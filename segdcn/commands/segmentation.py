@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from segdcn.commands.build import build_network, build_with
+from segdcn.commands.build import build_network, build_with, describe_run
 from segdcn.commands.figures import print_figures as print_figures
 from segdcn.data.crops import fitting_crop
 from segdcn.data.frequencies import RULES, class_weights
@@ -21,7 +21,7 @@ from segdcn.evaluation.protocols import CityscapesLike
 from segdcn.models.contract import check_logits
 from segdcn.models.cost import network_cost
 from segdcn.models.deeplab import suited_stride
-from segdcn.runs.checkpoint import GROUPS, Checkpoint
+from segdcn.runs.checkpoint import Checkpoint
 from segdcn.runs.submission import CityscapesSubmission, VocSubmission
 from segdcn.training.task import SegmentationTask
 
@@ -83,13 +83,7 @@ def build_task(config: DictConfig, dataset: Any) -> Any:
         optimizer=instantiate(config.optimizer, _convert_="all"),
         schedule=instantiate(config.schedule, _convert_="all"),
         class_names=dataset.class_names,
-        description={
-            # with its interpolations, so that a run folder can be moved: ${output_dir} is set anew on resume
-            "config": OmegaConf.to_container(config),
-            "groups": {group: OmegaConf.to_container(config[group], resolve=True) for group in GROUPS},
-            "class_names": [str(name) for name in dataset.class_names],
-            "palette": [list(colour) for colour in dataset.palette],
-        },
+        description=describe_run(config, dataset),
     )
     task.evaluator = build_evaluator(config.protocol, dataset, "val")
     return task

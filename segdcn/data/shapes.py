@@ -8,6 +8,7 @@ outline around it, wherever that lies: geometry is what there is to learn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -25,14 +26,51 @@ WARP = 0.12  # strength of the non-rigid warp, in radii
 DARK, BRIGHT = (20.0, 100.0), (130.0, 230.0)  # levels of background and objects: finding an object is easy
 
 
-class Shapes:
-    """Images of 96x96 pixels with one or two objects over texture and clutter; class 0 is the background.
+OneSample = TypeVar("OneSample")
 
-    The splits are drawn from random streams of their own, (seed, split, index), so they have no image in common
-    and the first images of a split stay the same whatever the split's size.
+
+class Generated(Generic[OneSample]):
+    """Splits of images that are drawn, of which a subclass draws each.
+
+    Their random streams are their own, (seed, split, index), so they have no image in common and the first images of a
+    split stay the same whatever the split's size. Drawn once and then kept in memory.
+
+    name: of the data set, for messages.
     """
 
+    name: str
     splits: Sequence[str] = SPLITS
+
+    def __init__(self, train_images: int = 1600, val_images: int = 400, test_images: int = 400, seed: int = 0) -> None:
+        if min(train_images, val_images, test_images, seed) < 0:
+            raise UserError(
+                "train_images, val_images, test_images and seed must be at least 0, got"
+                f" {train_images}, {val_images}, {test_images} and {seed}"
+            )
+        self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
+        self.seed = seed
+        self._samples: dict[str, list[OneSample]] = {}
+
+    def split(self, name: str) -> Sequence[OneSample]:
+        """The samples of ``train``, ``val`` or ``test``."""
+        if name not in SPLITS:
+            raise UserError(f"{self.name} has the splits {', '.join(SPLITS)}, not {name!r}")
+        if name not in self._samples:
+            generators = (np.random.default_rng((self.seed, SPLITS.index(name), n)) for n in range(self.sizes[name]))
+            self._samples[name] = [self._draw(rng, f"{name}_{n:04d}") for n, rng in enumerate(generators)]
+        return self._samples[name]
+
+    def _draw(self, rng: np.random.Generator, name: str) -> OneSample:
+        raise NotImplementedError
+
+
+class Shapes(Generated[Sample]):
+    """Images of 96x96 pixels with one or two objects over texture and clutter; class 0 is the background.
+
+    Drawn in some 2 ms each, see `Generated`.
+    """
+
+    name = "shapes"
     class_names: Sequence[str] = ("background", "disc", "ring", "cross", "star", "crescent")
     palette: Sequence[tuple[int, int, int]] = (
         (40, 40, 48),
@@ -43,26 +81,7 @@ class Shapes:
         (69, 160, 220),
     )
 
-    def __init__(self, train_images: int = 1600, val_images: int = 400, test_images: int = 400, seed: int = 0) -> None:
-        if min(train_images, val_images, test_images, seed) < 0:
-            raise UserError(
-                "train_images, val_images, test_images and seed must be at least 0, got"
-                f" {train_images}, {val_images}, {test_images} and {seed}"
-            )
-        self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
-        self.seed = seed
-        self._samples: dict[str, list[Sample]] = {}
-
-    def split(self, name: str) -> Sequence[Sample]:
-        """The samples of ``train``, ``val`` or ``test``, drawn once (some 2 ms each) and then kept in memory."""
-        if name not in SPLITS:
-            raise UserError(f"shapes has the splits {', '.join(SPLITS)}, not {name!r}")
-        if name not in self._samples:
-            self._samples[name] = [self._draw(name, index) for index in range(self.sizes[name])]
-        return self._samples[name]
-
-    def _draw(self, split: str, index: int) -> Sample:
-        rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
+    def _draw(self, rng: np.random.Generator, name: str) -> Sample:
         image = texture(rng, DARK)
         for _ in range(rng.integers(1, 4)):
             draw_line(rng, image)
@@ -73,7 +92,7 @@ class Shapes:
             image[inside] = texture(rng, BRIGHT)[inside]
             label[inside] = kind
         noisy = cv2.GaussianBlur(image, (3, 3), 0.6) + rng.normal(0, 6, image.shape)
-        return Sample(noisy.clip(0, 255).astype(np.uint8), label, f"{split}_{index:04d}")
+        return Sample(noisy.clip(0, 255).astype(np.uint8), label, name)
 
 
 def texture(rng: np.random.Generator, levels: tuple[float, float], size: int = SIZE) -> NDArray[np.float32]:

@@ -13,10 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segdcn.data.shapes import SPLITS, Shapes, blotches, draw_line, silhouette, texture, warped_plane
+from segdcn.data.shapes import Generated, Shapes, blotches, draw_line, silhouette, texture, warped_plane
 from segdcn.detection.box_files import Row, objects_of
 from segdcn.detection.samples import BoxSample, DetectionDataset
-from segdcn.errors import UserError
 
 SIZE = 128
 OBJECTS = (2, 5)  # of an image
@@ -29,37 +28,18 @@ GRAIN = 8.0
 TRIES = 8  # to place an object apart from the others
 
 
-class Boxes(DetectionDataset):
+class Boxes(Generated[BoxSample], DetectionDataset):
     """Images of 128x128 pixels with two to five objects, none of which touches another, over texture and clutter.
 
-    A box is the extent of an object's pixels, and its area their number. The splits are drawn from random streams of
-    their own, (seed, split, index), as in `segdcn.data.Shapes`.
+    A box is the extent of an object's pixels, and its area their number. Drawn in some 12 ms each, see
+    `segdcn.data.shapes.Generated`.
     """
 
-    splits: Sequence[str] = SPLITS
+    name = "boxes"
     class_names: Sequence[str] = Shapes.class_names[1:]
     palette: Sequence[tuple[int, int, int]] = Shapes.palette[1:]
 
-    def __init__(self, train_images: int = 1600, val_images: int = 400, test_images: int = 400, seed: int = 0) -> None:
-        if min(train_images, val_images, test_images, seed) < 0:
-            raise UserError(
-                "train_images, val_images, test_images and seed must be at least 0, got"
-                f" {train_images}, {val_images}, {test_images} and {seed}"
-            )
-        self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
-        self.seed = seed
-        self._samples: dict[str, list[BoxSample]] = {}
-
-    def split(self, name: str) -> Sequence[BoxSample]:
-        """The samples of ``train``, ``val`` or ``test``, drawn once (some 12 ms each) and then kept in memory."""
-        if name not in SPLITS:
-            raise UserError(f"boxes has the splits {', '.join(SPLITS)}, not {name!r}")
-        if name not in self._samples:
-            self._samples[name] = [self._draw(name, index) for index in range(self.sizes[name])]
-        return self._samples[name]
-
-    def _draw(self, split: str, index: int) -> BoxSample:
-        rng = np.random.default_rng((self.seed, SPLITS.index(split), index))
+    def _draw(self, rng: np.random.Generator, name: str) -> BoxSample:
         image = texture(rng, (40.0, 210.0), SIZE)
         for _ in range(rng.integers(1, 4)):
             _recolour(rng, image, _decoy(rng))
@@ -79,7 +59,7 @@ class Boxes(DetectionDataset):
         for _ in range(rng.integers(2, 6)):
             draw_line(rng, image)
         noisy = cv2.GaussianBlur(image, (3, 3), 0.6) + rng.normal(0, GRAIN, image.shape)
-        return BoxSample(noisy.clip(0, 255).astype(np.uint8), objects_of(found), f"{split}_{index:04d}")
+        return BoxSample(noisy.clip(0, 255).astype(np.uint8), objects_of(found), name)
 
 
 def _largest_piece(inside: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, ...]]:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from torch import distributed
-
 from segdcn.detection.average_precision import MEANS, RULES, coco_figures, import_pycocotools, voc_figures
 from segdcn.detection.found import Found
 from segdcn.detection.samples import Detections, Objects
 from segdcn.errors import UserError
+from segdcn.evaluation.evaluator import in_order_of_split
 
 
 class DetectionResult(NamedTuple):
@@ -92,12 +91,7 @@ class DetectionEvaluator:
 
     def _found(self) -> Found:
         """All processes' images in the order of the split."""
-        parts: list[dict[int, tuple[str, Detections, Objects]]] = [self._images]
-        if distributed.is_available() and distributed.is_initialized():
-            parts = [{} for _ in range(distributed.get_world_size())]
-            distributed.all_gather_object(parts, self._images)
-        images = {place: image for part in parts for place, image in part.items()}
-        every = [images[place] for place in sorted(images)]
+        every = in_order_of_split(self._images)
         names, detections, objects = zip(*every, strict=True) if every else ([], [], [])
         return Found(names, self.class_names, detections, objects)
 

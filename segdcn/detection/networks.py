@@ -341,7 +341,8 @@ def build_detector(
             box_head, predictor = TwoMLPHead(width * bins**2, hidden), FastRCNNPredictor(hidden, classes)
             kind, sampled, share = RoIHeads, regions, 0.25
         heads = kind(RegionPool(pool), box_head, predictor, 0.5, 0.5, sampled, share, None, score_threshold, nms, most)
-        heads.hard = regions
+        if isinstance(heads, HardRoIHeads):
+            heads.hard = regions
         model = GeneralizedRCNN(shared, proposing, heads, transform)
     if read is not None and whole:
         load_weights(model, read)

@@ -12,13 +12,13 @@ from segdcn.detection.average_precision import average_precision, class_interval
 from segdcn.detection.datamodule import as_image
 from segdcn.detection.found import FOUND_FILE, Found, read_found
 from segdcn.detection.pictures import SHOWN_SCORE, bins_tile, moved_bins, outlined
-from segdcn.detection.samples import DetectionDataset, Detections
+from segdcn.detection.samples import DetectionDataset
 from segdcn.drawing.numbers import percent
 from segdcn.errors import UserError
 from segdcn.report import curves, pictures, tables
 from segdcn.report.images import best_median_worst
 from segdcn.report.page import Page
-from segdcn.report.tables import ClassRow, Tile
+from segdcn.report.tables import ClassRow, Tile, finite
 from segdcn.runs.record import RunRecord
 
 MEANS = {"map": "mAP", "map50": "mAP@0.5", "map70": "mAP@0.7", "map_50": "mAP@0.5", "map_75": "mAP@0.75"}
@@ -77,18 +77,14 @@ def _classes(record: RunRecord, found: Found | None, dataset: DetectionDataset |
             name,
             colours.get(name, tables.GREY),
             record.number(start + name),
-            _finite(low),
-            _finite(high),
-            _finite(share),
+            finite(low),
+            finite(high),
+            finite(share),
         )
         for name, (low, high), share in zip(names, intervals, (counts / total).tolist(), strict=True)
     ]
     rows.sort(key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
     return {"figure": MEANS[f"m{kinds[-1]}"].replace("mAP", "AP"), "rows": rows, "intervals": with_intervals}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def ap_of_images(found: Found) -> list[float]:
@@ -109,14 +105,13 @@ def _gallery(record: RunRecord, found: Found, dataset: DetectionDataset, network
         sample, every = samples[index], found.detections[index]
         if sample.name != found.names[index]:
             raise UserError(f"the data at hand are not the {record.split} images that were counted")
-        sure = every.scores >= SHOWN_SCORE
-        detections = Detections(every.boxes[sure], every.scores[sure], every.labels[sure])
+        detections = every.of_score(SHOWN_SCORE)
         truth = outlined(sample.image, sample.objects.boxes, sample.objects.labels, dataset.palette)
         with_scores = [f"{score:.2f}" for score in detections.scores]
         seen = outlined(sample.image, detections.boxes, detections.labels, dataset.palette, with_scores)
         layers = [
             ("photo", outlined(sample.image, [], [], dataset.palette), f"Photograph {sample.name}"),
-            ("found", seen, f"{sure.sum()} detections in {sample.name}"),
+            ("found", seen, f"{len(detections.scores)} detections in {sample.name}"),
             ("truth", truth, f"{len(sample.objects.labels)} objects of {sample.name}"),
         ]
         if moved := moved_bins(network, as_image(sample.image), every):

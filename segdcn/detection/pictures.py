@@ -30,14 +30,14 @@ def boxes_picture(
 
     least: the score from which on a detection is drawn.
     """
-    objects, shown = sample.objects, found.scores >= least
+    objects, shown = sample.objects, found.of_score(least)
     truth = outlined(sample.image, objects.boxes, objects.labels, palette, widths=np.where(objects.ignored, 1, 3))
-    scores = [f"{score:.2f}" for score in found.scores[shown]]
-    detected = outlined(sample.image, found.boxes[shown], found.labels[shown], palette, scores)
-    present = sorted({*objects.labels.tolist(), *found.labels[shown].tolist()})
+    scores = [f"{score:.2f}" for score in shown.scores]
+    detected = outlined(sample.image, shown.boxes, shown.labels, palette, scores)
+    present = sorted({*objects.labels.tolist(), *shown.labels.tolist()})
     names = drawable(class_names)
     legend = [(names[label - 1], swatch(palette[label - 1], SWATCH_SIZE)) for label in present]
-    captions = (f"truth, {len(objects.labels)} objects", f"detections of {least:g} or more, {shown.sum()}")
+    captions = (f"truth, {len(objects.labels)} objects", f"detections of {least:g} or more, {len(shown.scores)}")
     return sheet(list(zip(captions, (truth, detected), strict=True)), legend, sample.name)
 
 

@@ -40,6 +40,11 @@ class Detections(NamedTuple):
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
 
+    def of_score(self, least: float) -> Detections:
+        """Those that score at least so much."""
+        sure = self.scores >= least
+        return Detections(self.boxes[sure], self.scores[sure], self.labels[sure])
+
 
 class BoxSample(NamedTuple):
     """One image with its objects; image uint8 (H, W, 3) RGB."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from segdcn.evaluation.instances import InstanceIoU
 from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, count_pairs
 from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
 from segdcn.inference.windows import Inference
+
+Item = TypeVar("Item")
 
 Sink = Callable[[str, Tensor], None]
 """Takes an image's name and its predicted classes, uint8 (H, W) on the CPU: see submission.py."""
@@ -147,12 +149,7 @@ class Evaluator(nn.Module):
 
     def _all_names(self) -> list[str]:
         """The images' names in the order of the split, from all processes."""
-        parts: list[dict[int, str]] = [self._names]
-        if distributed.is_available() and distributed.is_initialized():
-            parts = [{} for _ in range(distributed.get_world_size())]
-            distributed.all_gather_object(parts, self._names)
-        names = {place: name for part in parts for place, name in part.items()}
-        return [names[place] for place in sorted(names)]
+        return in_order_of_split(self._names)
 
     def reset(self) -> None:
         """Forget all images."""
@@ -170,6 +167,16 @@ class Evaluator(nn.Module):
             "inference": str(self.inference),
             **{f"inference.{name}": _flat(value) for name, value in vars(self.inference).items()},
         }
+
+
+def in_order_of_split(items: dict[int, Item]) -> list[Item]:
+    """What all processes hold of a split's images, by their places in it; ``items`` is of this one."""
+    parts = [items]
+    if distributed.is_available() and distributed.is_initialized():
+        parts = [{} for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, items)
+    found = {place: item for part in parts for place, item in part.items()}
+    return [found[place] for place in sorted(found)]
 
 
 def _another_size(name: str, *shapes: Sequence[int]) -> str:

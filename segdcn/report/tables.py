@@ -139,9 +139,9 @@ def classes(run: PageRun, colours: Mapping[str, Colour]) -> dict[str, Any] | Non
     shares: list[float | None] = [None] * len(iou)
     if run.counts is not None and len(run.counts.names):
         found = bootstrap_iou(run.counts.images)
-        intervals = [(_finite(low), _finite(high)) for low, high in found.tolist()]
+        intervals = [(finite(low), finite(high)) for low, high in found.tolist()]
         truth = run.counts.confusion.sum(dim=1).double()
-        shares = [_finite(value) for value in (truth / truth.sum()).tolist()]
+        shares = [finite(value) for value in (truth / truth.sum()).tolist()]
     rows = [
         ClassRow(name, colours.get(name, GREY), iou[name], *intervals[index], shares[index])
         for index, name in enumerate(iou)
@@ -150,7 +150,8 @@ def classes(run: PageRun, colours: Mapping[str, Colour]) -> dict[str, Any] | Non
     return {"figure": "IoU", "rows": rows, "intervals": run.counts is not None}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """None for what does not exist."""
     return value if math.isfinite(value) else None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checking import check, row
 from miniatures import make_cityscapes, make_voc, palette_png
 from PIL import Image
 from rich.console import Console
@@ -25,18 +26,6 @@ def in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch
     folder = tmp_path_factory.mktemp("here")
     monkeypatch.chdir(folder)
     return folder
-
-
-def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
-    """Exit status, standard output, and the lines of errors."""
-    status = call(main, "check", "workers=0", *arguments)
-    shown = capsys.readouterr()
-    return status, shown.out, [line for line in shown.err.splitlines() if line.startswith("error: ")]
-
-
-def row(table: str, name: str) -> list[str]:
-    line = next(line for line in table.splitlines() if re.match(rf"│ {name} ", line))
-    return [cell.strip() for cell in line.strip("│").split("│")]
 
 
 def test_good_data_ends_with_status_0(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checking import check, row
 from handmade_boxes import voc_folder, voc_object, write_coco, write_voc
 from PIL import Image
 from rich.console import Console
-from running import call, real_bccd
+from running import real_bccd
 
-from segdcn.commands.data import main
 from segdcn.detection.check import examples, read_splits
 from segdcn.detection.voc_boxes import VocBoxes
 
@@ -24,18 +24,6 @@ def in_a_folder_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch
     folder = tmp_path_factory.mktemp("here")
     monkeypatch.chdir(folder)
     return folder
-
-
-def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:
-    """Exit status, standard output, and the lines of errors."""
-    status = call(main, "check", "workers=0", *arguments)
-    shown = capsys.readouterr()
-    return status, shown.out, [line for line in shown.err.splitlines() if line.startswith("error: ")]
-
-
-def row(table: str, name: str) -> list[str]:
-    line = next(line for line in table.splitlines() if re.match(rf"│ {name} ", line))
-    return [cell.strip() for cell in line.strip("│").split("│")]
 
 
 def notes(out: str) -> list[str]:
