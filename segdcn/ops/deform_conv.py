@@ -80,7 +80,7 @@ def deform_conv2d(
 
 
 def _gather_is_faster(input: Tensor) -> bool:
-    """On a CPU 4 to 9 times, with backward 9 to 19, depthwise 18 and 36 (segdcn-benchmark; docs/operators.md).
+    """On a CPU 3 to 6 times, with backward 8 to 15, depthwise 11 and 28 (segdcn-benchmark; docs/operators.md).
 
     On CUDA torchvision's kernel is, but for depthwise convolutions (docs/gpu.md). A graph that is exported keeps the
     operator that ONNX has a node for.
