@@ -165,16 +165,19 @@ _PROTOCOLS = (
         crop=513,
         like="pillow",
     ),
-    # upernet_internimage_t_512_160k_ade20k.py of OpenGVLab/InternImage, for mmsegmentation
-    EvaluationProtocol(
-        "short512",
-        "mmsegmentation's for UperNet on ADE20K: shorter side 512 (longer at most 2048), then both stretched to"
-        " multiples of 32, logits resized (bilinear) to the truth, absent classes left out",
-        short_side=512,
-        long_side=2048,
-        multiple=32,
-        like="mmcv",
-        resized_logits=True,
+    # of OpenGVLab/InternImage, for mmsegmentation: upernet_internimage_{t_512,l_640,h_896}_160k_ade20k.py
+    *(
+        EvaluationProtocol(
+            f"short{side}",
+            f"mmsegmentation's for UperNet on ADE20K: shorter side {side} (longer at most {4 * side}), then both"
+            " stretched to multiples of 32, logits resized (bilinear) to the truth, absent classes left out",
+            short_side=side,
+            long_side=4 * side,
+            multiple=32,
+            like="mmcv",
+            resized_logits=True,
+        )
+        for side in (512, 640, 896)
     ),
 )
 

@@ -147,6 +147,21 @@ def test_short512_is_mmsegmentations_pipeline_for_ade20k(size: tuple[int, int], 
     assert np.abs(found - confusion).sum() <= 2e-3 * truth.size  # pixels at which two classes are as likely
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "seen"),
+    [
+        ("short640", (683, 1024), (640, 960)),
+        ("short640", (300, 2000), (384, 2560)),
+        ("short896", (683, 1024), (896, 1344)),
+        ("short896", (300, 2000), (544, 3584)),  # 537.6 rows
+    ],
+)
+def test_larger_networks_of_the_authors_see_larger_images(
+    name: str, size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    assert tuple(get_protocol(name, 150).prepare(torch.zeros(1, 3, *size)).shape[2:]) == seen
+
+
 def test_logits_that_are_resized_give_other_classes_than_resized_classes() -> None:
     logits = torch.tensor([[[[4.0, 0, 0, 0]], [[0, 1, 1, 1]]]])  # 1x4 pixels
     protocol, truth = get_protocol("short512", 2), torch.zeros(1, 1, 8, dtype=torch.int64)
@@ -180,7 +195,7 @@ def test_absent_classes_count_zero_in_the_paper_only() -> None:
 @pytest.mark.parametrize(
     ("name", "classes", "parts"),
     [
-        ("pascal", 21, ("'pascal'", "native, voc, cityscapes, paper, crop513, short512")),
+        ("pascal", 21, ("'pascal'", "native, voc, cityscapes, paper, crop513, short512, short640, short896")),
         ("voc", 11, ("protocol=voc", "21 classes", "has 11")),
         ("paper", 11, ("21 or 19", "has 11")),
     ],
