@@ -19,13 +19,11 @@ class DetectionResult(NamedTuple):
     figures: fractions in 0..1, NaN where there was nothing to count.
     found: what they were computed from.
     seconds_per_image: mean wall time of the detector on this process; NaN where it was not told.
-    rule: the convention of the figures, in words.
     """
 
     figures: dict[str, float]
     found: Found
     seconds_per_image: float
-    rule: str
 
     @property
     def images(self) -> int:
@@ -85,15 +83,11 @@ class DetectionEvaluator:
 
     def compute(self) -> DetectionResult:
         """The figures over all processes, named as ``voc_figures`` or ``coco_figures`` name them."""
-        found = self._found()
-        figures = coco_figures(found) if self.protocol == "coco" else voc_figures(found, self.protocol)
-        return DetectionResult(figures, found, self._seconds / max(1, self._seen), RULES[self.protocol])
-
-    def _found(self) -> Found:
-        """All processes' images in the order of the split."""
-        every = in_order_of_split(self._images)
+        every = in_order_of_split(self._images)  # of all processes
         names, detections, objects = zip(*every, strict=True) if every else ([], [], [])
-        return Found(names, self.class_names, detections, objects)
+        found = Found(names, self.class_names, detections, objects)
+        figures = coco_figures(found) if self.protocol == "coco" else voc_figures(found, self.protocol)
+        return DetectionResult(figures, found, self._seconds / max(1, self._seen))
 
     def describe(self) -> dict[str, Any]:
         """Protocol as flat values for metrics.json."""

@@ -19,7 +19,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import RoIAlign, RoIPool
 
 from segdcn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from segdcn.errors import UserError
@@ -41,18 +41,35 @@ POOLINGS = {
 BETA = 1 / 9  # where torchvision's smooth L1 loss turns linear
 
 
-class DetectorBackbone(nn.Module):
-    """Image -> the map of the stage before the last, for proposals, and a thinner one of the last, for regions."""
+class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's, which has no words for an image of whose shorter side nothing is left."""
 
-    def __init__(self, body: Backbone, channels: int) -> None:
+    def resize(self, image: Tensor, target: Any = None) -> Any:
+        height, width = image.shape[1:]
+        if min(height, width) * self.max_size <= max(height, width):
+            raise UserError(
+                f"an image of {width}x{height} pixels (width x height) has no width or height left at"
+                f" model.long_side={self.max_size}: cut it, or leave it out"
+            )
+        return super().resize(image, target)
+
+
+class DetectorBackbone(nn.Module):
+    """Image -> a thinner map of the last stage, for regions, and that of the stage before it, for proposals.
+
+    proposing: whether there are proposals.
+    """
+
+    def __init__(self, body: Backbone, channels: int, proposing: bool) -> None:
         super().__init__()
         self.body = body
         self.reduce = nn.Conv2d(body.out_channels, channels, 1)
-        self.out_channels = channels
+        self.out_channels, self.proposing = channels, proposing
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         features: Features = self.body(image)
-        return {"proposals": features.middle, "regions": F.relu(self.reduce(features.high))}
+        maps = {"regions": F.relu(self.reduce(features.high))}
+        return {"proposals": features.middle, **maps} if self.proposing else maps
 
 
 class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
@@ -67,21 +84,6 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
             whole = [boxes[0].new_tensor([[0, 0, width, height]]) for height, width in images.image_sizes]
             boxes = [each if len(each) else image for each, image in zip(boxes, whole, strict=True)]
         return boxes, losses
-
-
-class PlainRoIPool(nn.Module):
-    """``roi_pool``, the maximum over whole cells as in Fast R-CNN, or ``roi_align``."""
-
-    def __init__(self, kind: str, output_size: int, spatial_scale: float) -> None:
-        super().__init__()
-        self.kind, self.output_size, self.spatial_scale = kind, output_size, spatial_scale
-
-    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
-        if self.kind == "roi_pool":
-            pooled: Tensor = roi_pool(input, rois, self.output_size, self.spatial_scale)
-        else:
-            pooled = roi_align(input, rois, self.output_size, self.spatial_scale, aligned=True)
-        return pooled
 
 
 class PlainPSRoIPool(nn.Module):
@@ -211,17 +213,6 @@ class ClassAwareHead(nn.Module):
         return {"loss_classifier": torch.stack(classifier).mean(), "loss_box_reg": torch.stack(regression).mean()}
 
 
-class OneMap(nn.Module):
-    """A backbone of one map, as ``RetinaNet`` wants it."""
-
-    def __init__(self, backbone: DetectorBackbone) -> None:
-        super().__init__()
-        self.body, self.reduce, self.out_channels = backbone.body, backbone.reduce, backbone.out_channels
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"regions": F.relu(self.reduce(self.body(image).high))}
-
-
 def build_detector(
     num_classes: int,
     head: str = "faster_rcnn",
@@ -300,13 +291,13 @@ def build_detector(
         freeze_batch_norm(body)
     make_deformable(body, deform.layers, deform.modulated, deform.offset_groups)
     width = (1024 if head == "rfcn" else 256) if channels is None else channels
-    shared = DetectorBackbone(body, width)
-    transform = GeneralizedRCNNTransform(short_side, long_side, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    shared = DetectorBackbone(body, width, proposing=head != "rpn")
+    transform = Resize(short_side, long_side, list(IMAGENET_MEAN), list(IMAGENET_STD))
     anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
     per_cell, classes, scale = len(anchor_sizes) * len(anchor_ratios), num_classes + 1, 1 / output_stride
     if head == "rpn":
         model: Any = RetinaNet(
-            OneMap(shared),
+            shared,
             classes,
             anchor_generator=anchors,
             head=ClassAwareHead(width, per_cell, classes, regions),
@@ -350,10 +341,14 @@ def build_detector(
 
 
 def _region_pool(pooling: str, channels: int, bins: int, scale: float, gamma: float) -> nn.Module:
-    if pooling in ("roi_pool", "roi_align"):
-        return PlainRoIPool(pooling, bins, scale)
-    hidden = (1024, 1024) if pooling == "modulated" else ()  # as published, each
-    return DeformRoIPool(channels, bins, scale, gamma=gamma, modulated=pooling == "modulated", hidden=hidden)
+    if pooling == "roi_pool":
+        pool: nn.Module = RoIPool(bins, scale)
+    elif pooling == "roi_align":
+        pool = RoIAlign(bins, scale, sampling_ratio=-1, aligned=True)
+    else:
+        hidden = (1024, 1024) if pooling == "modulated" else ()  # as published, each
+        pool = DeformRoIPool(channels, bins, scale, gamma=gamma, modulated=pooling == "modulated", hidden=hidden)
+    return pool
 
 
 def _position_sensitive(

@@ -23,21 +23,16 @@ SHOWN_SCORE = 0.5
 Colours = Sequence[Sequence[int]]
 
 
-def boxes_picture(
-    sample: BoxSample, found: Detections, class_names: Sequence[str], palette: Colours, least: float = SHOWN_SCORE
-) -> Image.Image:
-    """The truth and the detections of an image side by side; ignored objects are thin.
-
-    least: the score from which on a detection is drawn.
-    """
-    objects, shown = sample.objects, found.of_score(least)
+def boxes_picture(sample: BoxSample, found: Detections, class_names: Sequence[str], palette: Colours) -> Image.Image:
+    """The truth and the detections of an image side by side; ignored objects are thin."""
+    objects, shown = sample.objects, found.of_score(SHOWN_SCORE)
     truth = outlined(sample.image, objects.boxes, objects.labels, palette, widths=np.where(objects.ignored, 1, 3))
     scores = [f"{score:.2f}" for score in shown.scores]
     detected = outlined(sample.image, shown.boxes, shown.labels, palette, scores)
     present = sorted({*objects.labels.tolist(), *shown.labels.tolist()})
     names = drawable(class_names)
     legend = [(names[label - 1], swatch(palette[label - 1], SWATCH_SIZE)) for label in present]
-    captions = (f"truth, {len(objects.labels)} objects", f"detections of {least:g} or more, {len(shown.scores)}")
+    captions = (f"truth, {len(objects.labels)} objects", f"detections of {SHOWN_SCORE:g} or more, {len(shown.scores)}")
     return sheet(list(zip(captions, (truth, detected), strict=True)), legend, sample.name)
 
 
@@ -96,14 +91,14 @@ class MovedBins(NamedTuple):
 
 
 @torch.no_grad()
-def moved_bins(network: Any, image: Tensor, found: Detections, most: int = 4) -> list[MovedBins]:
-    """Of the best detections of an image, float (3, H, W) in 0..1; none without deformable pooling."""
+def moved_bins(network: Any, image: Tensor, found: Detections) -> list[MovedBins]:
+    """Of the four best detections of an image, float (3, H, W) in 0..1; none without deformable pooling."""
     heads = getattr(network, "roi_heads", None)
     pool = None if heads is None else getattr(heads.box_roi_pool, "pool", None)
     pool = getattr(pool, "scores", pool)
     if not isinstance(pool, DeformRoIPool | DeformPSRoIPool) or not len(found.scores):
         return []
-    boxes, labels = found.boxes[:most], found.labels[:most].tolist()
+    boxes, labels = found.boxes[:4], found.labels[:4].tolist()
     images, _ = network.transform([image])
     (height, width), (resized_height, resized_width) = image.shape[1:], images.image_sizes[0]
     factor = torch.tensor([resized_width / width, resized_height / height] * 2)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segdcn.data.dataset import Array, Color
+from segdcn.data.dataset import Array, Color, voc_palette
 
 
 class Objects(NamedTuple):
@@ -63,9 +63,9 @@ class DetectionDataset(ABC):
         """C names; the label of the first is 1."""
 
     @property
-    @abstractmethod
     def palette(self) -> Sequence[Color]:
-        """C RGB colours, 0..255."""
+        """C RGB colours, 0..255; PASCAL VOC's where a subclass says nothing else."""
+        return voc_palette(len(self.class_names) + 1)[1:]
 
     @property
     @abstractmethod

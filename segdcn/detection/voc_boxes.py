@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 
-from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, lines_of, listed, printable, voc_palette
+from segdcn.data.dataset import DataError, check_count, few, file_bytes, lines_of, listed, printable
 from segdcn.data.folder import IMAGE_SUFFIXES
 from segdcn.data.voc import VOC
 from segdcn.detection.box_files import BoxFiles, ImageWithBoxes, Written, checked_class_names, objects_of, several
@@ -87,10 +87,6 @@ class VocBoxes(DetectionDataset):
         if not found:
             raise DataError(f"no XML file of train in {self.root} names an object: give dataset.class_names")
         return tuple(sorted(found))
-
-    @property
-    def palette(self) -> Sequence[Color]:
-        return voc_palette(len(self.class_names) + 1)[1:]
 
     @property
     def splits(self) -> Sequence[str]:

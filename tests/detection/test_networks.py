@@ -68,6 +68,14 @@ def test_images_of_any_size_with_and_without_objects_train_and_are_detected(head
         assert (one["scores"].diff() <= 0).all()
 
 
+@pytest.mark.parametrize("sides", [(1, 64), (200, 3)])
+def test_an_image_of_which_nothing_is_left_is_one_line(sides: tuple[int, int]) -> None:
+    model = network("faster_rcnn", "roi_align").eval()
+    with pytest.raises(UserError, match=rf"image of {sides[1]}x{sides[0]} pixels .* no width or height left .*=64"):
+        model([torch.rand(3, *sides)])
+    assert len(model([torch.rand(3, 1, 60)])) == 1
+
+
 @pytest.mark.parametrize(("head", "pooling"), KINDS)
 def test_no_proposal_is_no_detection(head: str, pooling: str) -> None:
     model = network(head, pooling).eval()
