@@ -35,7 +35,7 @@ MAY_IMPORT = {
         "torch numpy cv2 PIL matplotlib jinja2 markupsafe",
     ),
     "detection": (  # a guest: but for the commands nothing knows of it
-        "ops models data drawing evaluation runs training report",
+        "ops models data drawing evaluation runs training sweep report",
         "torch torchvision numpy cv2 PIL rich pytorch_lightning pycocotools",
     ),
     "benchmarks": ("ops models data runs interchange", "torch torchvision numpy cv2 PIL albumentations openvino"),

@@ -22,7 +22,7 @@ from segdcn.detection.task import DetectionTask
 from segdcn.drawing import console
 from segdcn.drawing.numbers import percent
 from segdcn.errors import UserError
-from segdcn.runs.checkpoint import Checkpoint, read_checkpoint
+from segdcn.runs.checkpoint import Checkpoint
 
 LOOKED_AT = 20  # images, before a training
 
@@ -101,7 +101,8 @@ def print_figures(
         console.row(table, [name, *(percent(figures.get(name)) for figures in columns.values())])
     table.add_section()
     means = [_mean(result.figures, f"{split}/{column}") for column in columns]
-    console.row(table, ["mean, 95 % interval", *means], "bold")
+    has_intervals = any("(" in mean for mean in means)
+    console.row(table, ["mean, 95 % interval" if has_intervals else "mean", *means], "bold")
     console.show(table)
 
 
@@ -124,9 +125,8 @@ def _mean(figures: Mapping[str, float], name: str) -> str:
 def report_training(folder: Path, dataset: DetectionDataset) -> Path:
     """Write the page of a run that has just ended; returns where it is."""
     from segdcn.detection.pages import run_page
+    from segdcn.report.images import ImageOptions
     from segdcn.report.page import FILE
     from segdcn.report.runs import read_finished
 
-    record = read_finished(folder)
-    network = read_checkpoint(record.checkpoint, trust=True).module() if record.checkpoint.is_file() else None
-    return run_page(record, dataset, network).write(folder / FILE)
+    return run_page(read_finished(folder), ImageOptions(lambda _: dataset, trust=True)).write(folder / FILE)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segdcn.commands.console import plain_script
 from segdcn.commands.dispatch import of_boxes
-from segdcn.errors import UserError, one_line
+from segdcn.errors import UserError
 from segdcn.runs.files import shown
 from segdcn.runs.folder import make_folder
 
 if TYPE_CHECKING:
-    from segdcn.report.page import Page
     from segdcn.runs.checkpoint import Checkpoint
     from segdcn.runs.record import RunRecord
 
@@ -56,7 +55,6 @@ def run(options: argparse.Namespace) -> Path:
     """Read, make the page, write it; returns where it is."""
     from segdcn.report.images import ImageOptions
     from segdcn.report.page import FILE
-    from segdcn.report.pages import run_page, runs_page, sweep_page
     from segdcn.report.runs import read_finished
     from segdcn.sweep.collect import collect
 
@@ -77,35 +75,29 @@ def run(options: argparse.Namespace) -> Path:
     image_options = ImageOptions(open_dataset, options.trust)
     if sweeps:
         results = collect(folders[0])
-        if any(of_boxes(run.record.config) for row in results.rows for run in row.runs):
-            raise UserError(f"{sweeps[0]} is of detectors, whose table segdcn-sweep collect {sweeps[0]} makes")
-        page = sweep_page(results, image_options)
+        kind = _kind_of([run.record for run in results.runs])
+        page = kind.sweep_page(results, image_options)
     else:
         records = [read_finished(folder) for folder in folders]
-        if any(of_boxes(record.config) for record in records):
-            page = _detector_page(records, options, open_dataset)
-        else:
-            page = run_page(records[0], image_options) if len(records) == 1 else runs_page(records, image_options)
-    return page.write(output or (folders[0] / FILE if len(folders) == 1 else Path(FILE)))
+        kind = _kind_of(records)
+        page = kind.run_page(records[0], image_options) if len(records) == 1 else kind.runs_page(records, image_options)
+    path: Path = page.write(output or (folders[0] / FILE if len(folders) == 1 else Path(FILE)))
+    return path
 
 
-def _detector_page(
-    records: Sequence[RunRecord], options: argparse.Namespace, open_dataset: Callable[[Checkpoint], Any]
-) -> Page:
-    from segdcn.detection.pages import run_page
-    from segdcn.runs.checkpoint import read_checkpoint
+def _kind_of(records: Sequence[RunRecord]) -> Any:
+    """The module that makes pages of such runs; UserError where they are of both kinds."""
+    from segdcn.detection import pages as of_detectors
+    from segdcn.report import pages
 
-    if len(records) > 1:
-        raise UserError("runs of detectors are shown one by one: give one of them; segdcn-sweep collect compares")
-    notes, dataset, network = [], None, None
-    try:
-        checkpoint = read_checkpoint(records[0].checkpoint, options.trust)
-        dataset, network = open_dataset(checkpoint), checkpoint.module()
-    except (UserError, OSError) as error:
-        notes.append(f"Images are left out: {one_line(error)}.")
-    page = run_page(records[0], dataset, network)
-    page.notes += notes
-    return page
+    detectors = [record for record in records if of_boxes(record.config)]
+    others = [record for record in records if record.config and not of_boxes(record.config)]
+    if detectors and others:
+        raise UserError(
+            f"{shown(detectors[0].folder)} is of a detector and {shown(others[0].folder)} is not: they have no figure"
+            " in common"
+        )
+    return of_detectors if detectors else pages
 
 
 @plain_script

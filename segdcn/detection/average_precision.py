@@ -22,7 +22,7 @@ from torch.nn.functional import embedding_bag
 from segdcn.detection.found import NO_DETECTIONS, NO_OBJECTS, Found, image_numbers, joined
 from segdcn.detection.samples import Objects
 from segdcn.errors import MissingPackageError, UserError
-from segdcn.evaluation.bootstrap import LEVEL, RESAMPLES
+from segdcn.evaluation.bootstrap import RESAMPLES, interval
 
 _VOC = (
     "a detection belongs to the object of its class that it overlaps most, and is right where that IoU > threshold and"
@@ -35,12 +35,13 @@ RULES = {
 }
 """Each protocol in words, for metrics.json."""
 
-_THRESHOLDS = {"50": 0.5, "70": 0.7}  # the paper's
+THRESHOLDS = {"map50": 0.5, "map70": 0.7}
+"""The figures of VOC's protocols, and from which IoU on they count a detection: the paper's."""
 
 _COCO_STATS = [f"map{which}" for which in ("", "_50", "_75", "_small", "_medium", "_large")]
 _COCO_STATS += [f"mar{which}" for which in ("_1", "_10", "_100", "_small", "_medium", "_large")]
 
-MEANS = {"voc07": ["map50", "map70"], "voc": ["map50", "map70"], "coco": _COCO_STATS}
+MEANS = {"voc07": list(THRESHOLDS), "voc": list(THRESHOLDS), "coco": _COCO_STATS}
 """The figures of each protocol over all classes."""
 
 Floats = NDArray[np.float64]
@@ -161,24 +162,35 @@ def voc_figures(found: Found, protocol: str, seed: int = 0) -> dict[str, float]:
     "map50_low", "map50_high", "map70_low", "map70_high" are the ends of the 95 % bootstrap intervals over images.
     """
     figures: dict[str, float] = {}
-    for name, rankings in zip(_THRESHOLDS, rank(found, list(_THRESHOLDS.values())), strict=True):
+    for name, rankings in zip(THRESHOLDS, rank(found, list(THRESHOLDS.values())), strict=True):
         ap = average_precision(rankings, protocol)
-        figures[f"map{name}"] = mean_of_classes(ap).item()
+        figures[name] = mean_of_classes(ap).item()
         resampled = mean_of_classes(_resampled(rankings, protocol, seed))
-        figures[f"map{name}_low"], figures[f"map{name}_high"] = _interval(resampled)
-        figures |= {f"ap{name}/{one}": value for one, value in zip(found.class_names, ap[:, 0].tolist(), strict=True)}
+        figures[f"{name}_low"], figures[f"{name}_high"] = _ends(resampled)
+        of_classes = zip(found.class_names, ap[:, 0].tolist(), strict=True)
+        figures |= {f"{name.removeprefix('m')}/{one}": value for one, value in of_classes}
     return figures
 
 
 def class_intervals(found: Found, protocol: str, threshold: float, seed: int = 0) -> list[tuple[float, float]]:
     """Ends of the 95 % bootstrap interval over images of each class's AP, "voc07" or "voc"; NaN without an object."""
-    return [_interval(values) for values in _resampled(rank(found, [threshold])[0], protocol, seed)]
+    return _of_each(_resampled(rank(found, [threshold])[0], protocol, seed))
+
+
+class Difference(NamedTuple):
+    """Ends of the 95 % bootstrap intervals over images of what one detector finds more than another, in AP.
+
+    mean: of mAP.  classes: of each class; NaN without an object.
+    """
+
+    mean: tuple[float, float]
+    classes: list[tuple[float, float]]
 
 
 def paired_difference(
     found: Found, other: Found, protocol: str = "voc07", threshold: float = 0.5, seed: int = 0
-) -> tuple[float, float]:
-    """Ends of the 95 % bootstrap interval of mAP(``found``) - mAP(``other``) of two detectors on the same images.
+) -> Difference:
+    """What ``found`` has more than ``other`` on the same images; each resample draws the same for both.
 
     Raises: ValueError where images, classes or objects differ, or the protocol is not one of VOC's.
     """
@@ -187,25 +199,30 @@ def paired_difference(
     given = ((each.names, each.class_names, *joined(NO_OBJECTS, each.objects)[:3]) for each in (found, other))
     if not all(np.array_equal(*pair) for pair in zip(*given, strict=True)):
         raise UserError("detections on the same images are compared: names, classes or objects differ here")
-    one, two = (mean_of_classes(_resampled(rank(each, [threshold])[0], protocol, seed)) for each in (found, other))
-    return _interval(one - two)
+    one, two = (_resampled(rank(each, [threshold])[0], protocol, seed) for each in (found, other))
+    return Difference(_ends(mean_of_classes(one) - mean_of_classes(two)), _of_each(one - two))
 
 
 def _resampled(rankings: Sequence[Ranking], protocol: str, seed: int) -> Floats:
     """AP (C, R) of each resample; equal seeds draw equal images."""
-    generator, images, found = np.random.default_rng(seed), len(rankings[0].objects), [np.zeros((len(rankings), 0))]
-    for _ in range(RESAMPLES // 100 if images else 0):  # 100 at a time, so that their weights stay in the cache
+    images, classes = len(rankings[0].objects), len(rankings)
+    if not images:
+        return np.full((classes, 1), np.nan)
+    generator, found = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // 100):  # 100 at a time, so that their weights stay in the cache
         drawn = [np.bincount(generator.integers(images, size=images), minlength=images) for _ in range(100)]
         weights = np.stack(drawn, axis=1).astype(np.float32)
         found.append(average_precision(rankings, protocol, weights))
     return np.concatenate(found, axis=1)
 
 
-def _interval(values: Floats) -> tuple[float, float]:
-    """The ends; a resample without an object is left out."""
-    known = values[~np.isnan(values)]
-    low, high = np.quantile(known if len(known) else [np.nan], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+def _ends(values: Floats) -> tuple[float, float]:
+    low, high = interval(torch.from_numpy(values)).tolist()
     return low, high
+
+
+def _of_each(values: Floats) -> list[tuple[float, float]]:
+    return [_ends(row) for row in values]
 
 
 def coco_figures(found: Found) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segdcn.detection.samples import Detections, Objects
-from segdcn.errors import MissingFileError, UserError, is_passing
-from segdcn.runs.files import write_bytes
+from segdcn.errors import UserError
+from segdcn.runs.figures import find_kept, read_arrays, write_arrays
+from segdcn.runs.record import RunRecord
 
 FOUND_FILE = "found.npz"  # beside metrics.json
 
@@ -63,38 +63,31 @@ def image_numbers(parts: Sequence[Detections] | Sequence[Objects]) -> NDArray[np
 
 
 def write_found(path: Path, found: Found) -> None:
-    """Write ``found`` atomically: all images' values one after the other, and how many each has; no pickle."""
-    arrays: dict[str, Any] = {key: np.array(getattr(found, key), dtype=np.str_) for key in ("names", "class_names")}
+    """Write ``found``, see ``write_arrays``: all images' values one after the other, and how many each has."""
+    arrays: dict[str, NDArray[Any]] = {}
     for kind, parts, every in (
         ("detections", found.detections, joined(NO_DETECTIONS, found.detections)),
         ("objects", found.objects, joined(NO_OBJECTS, found.objects)),
     ):
         arrays[kind] = np.bincount(image_numbers(parts), minlength=len(parts))
         arrays |= {f"{kind}_{field}": values for field, values in every._asdict().items()}
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(path, content.getvalue())
+    write_arrays(path, found, **arrays)
 
 
 def read_found(path: Path) -> Found:
-    """Read a found.npz.
+    """Read a found.npz; raises as ``read_arrays``."""
+    return read_arrays(path, "detections", _found)
 
-    Raises: FileNotFoundError, or ValueError when it is damaged or its parts do not fit; one line each.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"no detections at {path}: an evaluation writes them")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names, class_names = ([str(name) for name in arrays[key]] for key in ("names", "class_names"))
-            detections = _parted(arrays, "detections", NO_DETECTIONS)
-            objects = _parted(arrays, "objects", NO_OBJECTS)
-        return Found(names, class_names, detections, objects)
-    except UserError as error:
-        raise UserError(f"{path} does not fit together: {error}; evaluate again") from error
-    except Exception as error:  # a damaged archive raises many kinds: zip, zlib, key, value
-        if is_passing(error):
-            raise
-        raise UserError(f"{path} cannot be read: it is damaged ({type(error).__name__}); evaluate again") from error
+
+def find_found(run: RunRecord) -> Found:
+    """See ``find_kept``."""
+    return find_kept(run, FOUND_FILE, read_found, "the detections in single images were not kept")
+
+
+def _found(arrays: Mapping[str, NDArray[Any]]) -> Found:
+    names, class_names = arrays["names"].tolist(), arrays["class_names"].tolist()
+    detections, objects = _parted(arrays, "detections", NO_DETECTIONS), _parted(arrays, "objects", NO_OBJECTS)
+    return Found(names, class_names, detections, objects)
 
 
 def _parted(arrays: Mapping[str, NDArray[Any]], kind: str, none: Boxes) -> list[Boxes]:

@@ -25,13 +25,13 @@ def bootstrap_miou(counts: Tensor, seed: int = 0, absent_is_zero: bool = False) 
     A class that a resample lacks is absent from that resample's mean: with few images the interval of rare classes is
     coarse.
     """
-    low, high = _interval(mean_iou(_resampled(counts, seed), absent_is_zero)).tolist()
+    low, high = interval(mean_iou(_resampled(counts, seed), absent_is_zero)).tolist()
     return low, high
 
 
 def bootstrap_iou(counts: Tensor, seed: int = 0) -> Tensor:
     """Ends of each class's interval, float64 (K, 2); NaN for a class that neither truth nor prediction holds."""
-    return _interval(_resampled(counts, seed)).movedim(0, 1)
+    return interval(_resampled(counts, seed)).movedim(0, 1)
 
 
 def bootstrap_difference(
@@ -44,7 +44,7 @@ def bootstrap_difference(
     if counts.shape != other.shape:
         raise UserError(f"counts of the same images and classes are compared, got {counts.shape} and {other.shape}")
     one, two = (mean_iou(_resampled(each, seed), absent_is_zero) for each in (counts, other))
-    low, high = _interval(one - two).tolist()
+    low, high = interval(one - two).tolist()
     return low, high
 
 
@@ -65,7 +65,7 @@ def _resampled(counts: Tensor, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-def _interval(values: Tensor) -> Tensor:
-    """The ends, of the first axis; a resample without a figure (of unlabelled images alone) is left out."""
+def interval(values: Tensor) -> Tensor:
+    """Ends of the 95 % interval of resampled values, along their first axis; one that is NaN is left out."""
     tail = (1 - LEVEL) / 2
     return values.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)

@@ -3,84 +3,109 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from segdcn.drawing.numbers import NONE, duration, is_loss, large, metric_value, percent, signed, unit
 from segdcn.evaluation import bootstrap_difference, get_protocol
+from segdcn.report.curves import Shares
 from segdcn.report.runs import PageRun, readable
 from segdcn.report.tables import GREY, Colour
 from segdcn.sweep.results import Estimate, Results, Row, Run
 
-Iou = Mapping[str, float | None]
-"""Of each class."""
+COSTS = {"parameters": "parameters", "flops": "FLOPs"}
+INTERVAL, NOT_PAIRED = "95 % interval", "not the same images, or not counted"
+
+ByClass = Mapping[str, float | None]
+"""A figure of each class."""
 
 
-def runs_table(runs: Sequence[PageRun]) -> dict[str, Any]:
-    """One row per run, the first as the baseline."""
-    head = "run|mean IoU, %|difference|95 % interval|pixel accuracy, %|boundary mIoU, %|parameters|FLOPs|training|seed"
-    first, rows = runs[0], []
-    for run in runs:
-        record = run.record
-        miou, base = record.figure("miou"), first.record.figure("miou")
-        difference, interval = "baseline", ""
-        if run is not first:
-            difference = NONE if miou is None or base is None else signed(miou - base)
-            interval = paired_interval(run, first) or "not the same images, or not counted"
-        rows.append(
-            [
-                run.name,
-                percent(miou),
-                difference,
-                interval,
-                percent(record.figure("pixel_accuracy")),
-                percent(record.figure("boundary_miou")),
-                large(record.number("parameters")),
-                large(record.number("flops")),
-                duration(record.number("training_seconds")),
-                str(record.seed),
-            ]
-        )
+def runs_table(
+    runs: Sequence[PageRun],
+    compared: Shares,
+    interval: Callable[[str, PageRun], str],
+    others: Shares = MappingProxyType({}),
+) -> dict[str, Any]:
+    """One row per run, the first as the baseline; without columns in which no run has anything.
+
+    compared: figures of which the difference to the first run is told.
+    interval: that of the difference of such a figure in a run, in words.
+    others: figures that just stand there.
+    """
+    records = [run.record for run in runs]
+    columns = [("run", [run.name for run in runs])]
+    for key, label in compared.items():
+        figures = [record.figure(key) for record in records]
+        differences = [signed(_difference(figure, figures[0])) for figure in figures[1:]]
+        columns.append((f"{label}, %", [percent(figure) for figure in figures]))
+        columns.append(("difference", ["baseline", *differences]))
+        columns.append((INTERVAL, ["", *(interval(key, run) for run in runs[1:])]))
+    columns += [(f"{label}, %", [percent(record.figure(key)) for record in records]) for key, label in others.items()]
+    columns += [(label, [large(record.number(key)) for record in records]) for key, label in COSTS.items()]
+    columns.append(("training", [duration(record.number("training_seconds")) for record in records]))
+    columns.append(("seed", [str(record.seed) for record in records]))
+    columns = [(head, cells) for head, cells in columns if any(cell not in ("", NONE) for cell in cells)]
+    head = [head for head, _ in columns]
+    notes = [
+        "The interval is a paired bootstrap over the images: each resample draws the same images for both runs."
+        " It tells how the difference varies with the images, not with the training’s seed."
+    ]
     return {
-        "lead": "Differences are in percentage points of the mean IoU, to the first run.",
-        "head": head.split("|"),
-        "rows": rows,
-        "notes": [
-            "The interval is a paired bootstrap over the images: each resample draws the same images for both runs."
-            " It tells how the difference varies with the images, not with the training’s seed."
-        ],
+        "lead": "Differences are in percentage points, to the first run.",
+        "head": head,
+        "rows": list(zip(*(cells for _, cells in columns), strict=True)),
+        "notes": notes if INTERVAL in head else [],
     }
 
 
-def paired_interval(run: PageRun, first: PageRun) -> str | None:
+def paired_interval(run: PageRun, first: PageRun) -> str:
     """The 95 % interval of the difference in mean IoU, by a bootstrap that draws the same images for both.
 
-    None where they did not count the same images in the same way.
+    ``NOT_PAIRED`` where they did not count the same images in the same way.
     """
     one, other = run.counts, first.counts
     if one is None or other is None or list(one.names) != list(other.names) or one.images.shape != other.images.shape:
-        return None
-    alike = all(run.record.metrics.get(key) == first.record.metrics.get(key) for key in ("split", "protocol"))
-    if not alike or not bool((one.images[:, 1] == other.images[:, 1]).all()):
-        return None
+        return NOT_PAIRED
+    if not counted_alike(run, first) or not bool((one.images[:, 1] == other.images[:, 1]).all()):
+        return NOT_PAIRED
     protocol = get_protocol(str(run.record.metrics.get("protocol", "native")), len(one.class_names))
-    low, high = bootstrap_difference(one.images, other.images, absent_is_zero=protocol.absent_is_zero)
+    return ends(*bootstrap_difference(one.images, other.images, absent_is_zero=protocol.absent_is_zero))
+
+
+def counted_alike(run: PageRun, other: PageRun) -> bool:
+    """Whether the figures of two runs are of one split and by one protocol."""
+    return all(run.record.metrics.get(key) == other.record.metrics.get(key) for key in ("split", "protocol"))
+
+
+def ends(low: float, high: float) -> str:
+    """An interval of a difference, in words."""
     return f"{signed(low)} to {signed(high)}"
 
 
-def runs_classes(runs: Sequence[PageRun], colours: Mapping[str, Colour]) -> dict[str, Any] | None:
-    """IoU of each class in each run, and its difference to the first."""
-    names = next((list(run.record.iou) for run in runs if run.record.iou), None)
+def runs_classes(
+    runs: Sequence[PageRun],
+    colours: Mapping[str, Colour],
+    kind: str = "iou",
+    called: str = "IoU",
+    intervals: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[str, Any] | None:
+    """A figure of each class in each run, and its difference to the first.
+
+    kind, called: the figure, see ``RunRecord.by_class``, and what it is called.
+    intervals: of each class a text for each run.
+    """
+    names = next((list(found) for run in runs if (found := run.record.by_class(kind))), None)
     if names is None:
         return None
     first, *others = runs
-    base = first.record.iou
+    base = first.record.by_class(kind)
     columns = []
     for run in others:
-        iou = run.record.iou
-        columns.append((run.name, iou, {name: _difference(iou.get(name), base.get(name)) for name in names}))
-    lead = f"IoU in percent, and the difference to {first.name} in percentage points."
-    return _class_table(lead, names, (first.name, base), columns, colours)
+        figures = run.record.by_class(kind)
+        columns.append((run.name, figures, {name: _difference(figures.get(name), base.get(name)) for name in names}))
+    lead = f"{called} in percent, and the difference to {first.name} in percentage points."
+    return _class_table(lead, names, (first.name, base), columns, colours, intervals)
 
 
 def _difference(one: float | None, other: float | None) -> float | None:
@@ -90,18 +115,20 @@ def _difference(one: float | None, other: float | None) -> float | None:
 def _class_table(
     lead: str,
     names: Sequence[str],
-    base: tuple[str, Iou],
-    others: Sequence[tuple[str, Iou, Iou]],
+    base: tuple[str, ByClass],
+    others: Sequence[tuple[str, ByClass, ByClass]],
     colours: Mapping[str, Colour],
+    intervals: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """base: its name and IoU; others: name, IoU, and difference to the base."""
+    """base: its name and figures; others: name, figures, and difference to the base; intervals: texts for each."""
     differences = [abs(value) for _, _, column in others for value in column.values() if value is not None]
     rows = [
         {
             "name": name,
             "colour": colours.get(name, GREY),
             "base": base[1].get(name),
-            "others": [(iou.get(name), difference.get(name)) for _, iou, difference in others],
+            "others": [(figures.get(name), difference.get(name)) for _, figures, difference in others],
+            "intervals": intervals.get(name),
         }
         for name in names
     ]
@@ -145,35 +172,38 @@ def _with_half(estimate: Estimate | None, metric: str, plus: str) -> str:
     return f"{plus if estimate.mean > 0 else ''}{mean}{half}"
 
 
-def sweep_classes(results: Results, names: Sequence[str], colours: Mapping[str, Colour]) -> dict[str, Any]:
-    """Mean IoU of each class over seeds, and its mean difference to the baseline's."""
-    base = _iou_by_class(results.baseline)
+def sweep_classes(
+    results: Results, names: Sequence[str], colours: Mapping[str, Colour], kind: str = "iou", called: str = "IoU"
+) -> dict[str, Any]:
+    """The mean over seeds of a figure of each class, see ``runs_classes``, and its mean difference to the baseline."""
+    base = _by_class(results.baseline, kind)
     columns = []
     for row in results.rows:
         if not row.is_baseline:
-            iou = _iou_by_class(row)
+            figures = _by_class(row, kind)
             differences = {
                 name: _mean([value - base[name][seed] for seed, value in seeds.items() if seed in base.get(name, {})])
-                for name, seeds in iou.items()
+                for name, seeds in figures.items()
             }
-            columns.append((readable(row.label), _means(iou), differences))
+            columns.append((readable(row.label), _means(figures), differences))
     lead = (
-        "Mean IoU over seeds in percent, and the mean difference to the baseline in percentage points, paired by seed."
+        f"Mean {called} over seeds in percent, and the mean difference to the baseline in percentage points, paired by"
+        " seed."
     )
     return _class_table(lead, names, (readable(results.baseline.label), _means(base)), columns, colours)
 
 
-def _iou_by_class(row: Row) -> dict[str, dict[str | None, float]]:
-    """class → seed → IoU."""
+def _by_class(row: Row, kind: str) -> dict[str, dict[str | None, float]]:
+    """class → seed → figure."""
     found: dict[str, dict[str | None, float]] = {}
     for run in row.runs:
-        for name, value in run.record.iou.items():
+        for name, value in run.record.by_class(kind).items():
             if value is not None:
                 found.setdefault(name, {})[run.job.seed] = value
     return found
 
 
-def _means(by_class: Mapping[str, Mapping[str | None, float]]) -> Iou:
+def _means(by_class: Mapping[str, Mapping[str | None, float]]) -> ByClass:
     return {name: statistics.fmean(seeds.values()) for name, seeds in by_class.items()}
 
 

@@ -15,6 +15,7 @@ Shares = Mapping[str, str]
 """Figures of a split that are fractions, and what they are called."""
 
 OF_PIXELS: Shares = {"miou": "Mean IoU", "pixel_accuracy": "pixel accuracy"}
+COMPARED: Shares = {"miou": "Mean IoU"}  # of several runs
 
 
 def run_charts(epochs: Mapping[str, Sequence[float]], split: str, shares: Shares = OF_PIXELS) -> list[Chart]:
@@ -74,7 +75,9 @@ def epoch_table(epochs: Mapping[str, Sequence[float]], split: str, shares: Share
     return [{"title": "Figures of each epoch", "head": ["epoch", *head], "rows": rows}]
 
 
-def overlaid(runs: Sequence[PageRun], colours: Sequence[int], labels: Sequence[str]) -> list[Chart]:
+def overlaid(
+    runs: Sequence[PageRun], colours: Sequence[int], labels: Sequence[str], shares: Shares = COMPARED
+) -> list[Chart]:
     """The curves of several runs; runs of one colour, an index of ``labels``, share its label."""
     records = [run.record for run in runs]
 
@@ -87,7 +90,7 @@ def overlaid(runs: Sequence[PageRun], colours: Sequence[int], labels: Sequence[s
 
     split = records[0].split
     charts = [
-        line_chart(f"Mean IoU on {split}, %", lines(f"{split}/miou", 100)),
+        *(line_chart(f"{label} on {split}, %", lines(f"{split}/{key}", 100)) for key, label in shares.items()),
         line_chart("Validation loss", lines(f"{split}/loss")),
         line_chart("Training loss", lines("train/loss")),
         line_chart("Learning rate of the head", lines("lr/head")),
@@ -99,13 +102,15 @@ def overlaid(runs: Sequence[PageRun], colours: Sequence[int], labels: Sequence[s
     ]
 
 
-def miou_table(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
-    """The mean IoU of each epoch, a column per run."""
+def overlaid_tables(runs: Sequence[PageRun], shares: Shares = COMPARED) -> list[dict[str, Any]]:
+    """A figure in each epoch, a column per run; a table for each of the figures."""
     epochs = max(len(_epoch_numbers(run.record.epochs)) for run in runs)
-    columns = [run.record.epochs.get(f"{run.record.split}/miou", ()) for run in runs]
-    rows = [[str(index + 1), *(_cell(column, index, 100, 2) for column in columns)] for index in range(epochs)]
-    head = ["epoch", *(run.name for run in runs)]
-    return [{"title": "Mean IoU of each epoch, %", "head": head, "rows": rows}] if rows else []
+    head, tables = ["epoch", *(run.name for run in runs)], []
+    for key, label in shares.items():
+        columns = [run.record.epochs.get(f"{run.record.split}/{key}", ()) for run in runs]
+        rows = [[str(index + 1), *(_cell(column, index, 100, 2) for column in columns)] for index in range(epochs)]
+        tables.append({"title": f"{label} of each epoch, %", "head": head, "rows": rows})
+    return tables if epochs else []
 
 
 def length_histogram(study: Mapping[str, Any]) -> Chart | None:

@@ -70,10 +70,15 @@ def open_runs(runs: Sequence[PageRun], options: ImageOptions, notes: list[str]) 
     try:
         return [_open(run, options) for run in runs]
     except Exception as error:  # a data set of a user's own may raise anything
-        reason = one_line(error).replace("trust=true", "--trust")  # as this command has it
-        moved = " A data set that was moved is found by --data ROOT." if isinstance(error, FileNotFoundError) else ""
-        notes.append(f"Images, viewer and offsets are left out: {reason}.{moved}")
+        notes.append(left_out("Images, viewer and offsets", error))
         return []
+
+
+def left_out(what: str, error: Exception) -> str:
+    """A note on what a page lacks without a network or its data."""
+    reason = one_line(error).replace("trust=true", "--trust")  # as this command has it
+    moved = " A data set that was moved is found by --data ROOT." if isinstance(error, FileNotFoundError) else ""
+    return f"{what} are left out: {reason}.{moved}"
 
 
 def _open(run: PageRun, options: ImageOptions) -> OpenedRun:

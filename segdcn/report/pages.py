@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segdcn.analysis.tables import SIZES
 from segdcn.errors import UserError
@@ -17,6 +17,8 @@ from segdcn.report.viewer import viewer
 from segdcn.runs.files import shown, typed
 from segdcn.runs.record import RunRecord
 from segdcn.sweep.results import Results
+
+Shown = TypeVar("Shown", bound=PageRun)
 
 MAX_NETWORKS = 4  # in a viewer
 # Floating point operations of a page at the end of a training: some four seconds of a CPU core, or of a long training
@@ -40,7 +42,7 @@ def run_page(record: RunRecord, options: ImageOptions) -> Page:
     page = Page(run.name, "a training run", ", ".join(filter(None, (tables.network_of(record), f"seed {record.seed}"))))
     if run.lacking:
         page.notes.append(run.lacking)
-    opened = open_runs([run], options, page.notes)
+    opened = _add_opened(page, [run], options)
     page.add(
         tiles=lambda: tables.tiles(record),
         charts=lambda: curves.run_charts(record.epochs, record.split),
@@ -49,7 +51,6 @@ def run_page(record: RunRecord, options: ImageOptions) -> Page:
         classes=lambda: tables.classes(run, opened[0].colours if opened else {}),
         confusion=lambda: None if run.counts is None else tables.confusion(run.counts),
     )
-    _add_images(page, opened, options.budget)
     return page
 
 
@@ -60,14 +61,25 @@ def runs_page(records: Sequence[RunRecord], options: ImageOptions) -> Page:
     """
     names = unique_names(records)
     runs = [page_run(record, name) for record, name in zip(records, names, strict=True)]
-    title = " · ".join(dict.fromkeys(record.name for record in records))
-    page = Page(title, "a comparison of runs", f"{len(runs)} runs")
-    opened = _add_shared(page, runs, range(len(runs)), names, runs[:MAX_NETWORKS], options)
+    page = comparing_page(records)
+    add_training(page, runs, range(len(runs)), names)
+    opened = _add_opened(page, runs[:MAX_NETWORKS], options)
     page.add(
-        comparison=lambda: comparison.runs_table(runs),
+        comparison=lambda: comparison.runs_table(
+            runs,
+            {"miou": "mean IoU"},
+            lambda _, run: comparison.paired_interval(run, runs[0]),
+            {"pixel_accuracy": "pixel accuracy", "boundary_miou": "boundary mIoU"},
+        ),
         class_comparison=lambda: comparison.runs_classes(runs, opened[0].colours if opened else {}),
     )
     return page
+
+
+def comparing_page(records: Sequence[RunRecord]) -> Page:
+    """A page for several runs."""
+    title = " · ".join(dict.fromkeys(record.name for record in records))
+    return Page(title, "a comparison of runs", f"{len(records)} runs")
 
 
 def sweep_page(results: Results, options: ImageOptions) -> Page:
@@ -75,26 +87,9 @@ def sweep_page(results: Results, options: ImageOptions) -> Page:
 
     Raises: UserError, one line, for a sweep without a finished run, or whose runs' classes differ.
     """
-    labels = [readable(row.label) for row in results.rows]
-    by_folder: dict[str, PageRun] = {}
-    colours = []
-    for number, row in enumerate(results.rows):
-        for run in row.runs:
-            if run.state == "finished":
-                seed = "" if run.job.seed is None else f", seed {run.job.seed}"
-                by_folder[run.job.folder] = page_run(run.record, f"{labels[number]}{seed}")
-                colours.append(number)
-    if not by_folder:
-        folder = results.folder
-        raise UserError(
-            f"{shown(folder)} has no finished run yet: segdcn-sweep status {typed(folder)} tells how far it is"
-        )
-    runs = list(by_folder.values())
     page = Page(results.name, "a sweep", results.command)
-    pair = comparison.baseline_and_best(results)
-    closely = [by_folder[run.job.folder] for run in pair] if pair else runs[:1]
-    opened = _add_shared(page, runs, colours, labels, closely, options)
-    page.notes += results.warnings
+    runs, closely = add_sweep(page, results, page_run)
+    opened = _add_opened(page, closely, options)
     page.add(
         comparison=lambda: comparison.sweep_table(results),
         class_comparison=lambda: comparison.sweep_classes(
@@ -104,26 +99,67 @@ def sweep_page(results: Results, options: ImageOptions) -> Page:
     return page
 
 
-def _add_shared(
+def add_sweep(
+    page: Page,
+    results: Results,
+    read: Callable[[RunRecord, str], Shown],
+    shares: curves.Shares = curves.COMPARED,
+    kind: str = "iou",
+) -> tuple[list[Shown], list[Shown]]:
+    """See ``add_training``, of the finished runs; returns them, and those to look at closely: baseline and best.
+
+    read: makes the run of a page, of that name.
+
+    Raises: UserError, one line, for a sweep without a finished run, or whose runs' classes differ.
+    """
+    labels = [readable(row.label) for row in results.rows]
+    by_folder: dict[str, Shown] = {}
+    colours = []
+    for number, row in enumerate(results.rows):
+        for run in row.runs:
+            if run.state == "finished":
+                seed = "" if run.job.seed is None else f", seed {run.job.seed}"
+                by_folder[run.job.folder] = read(run.record, f"{labels[number]}{seed}")
+                colours.append(number)
+    if not by_folder:
+        folder = results.folder
+        raise UserError(
+            f"{shown(folder)} has no finished run yet: segdcn-sweep status {typed(folder)} tells how far it is"
+        )
+    runs = list(by_folder.values())
+    add_training(page, runs, colours, labels, shares, kind)
+    page.notes += results.warnings
+    pair = comparison.baseline_and_best(results)
+    return runs, [by_folder[run.job.folder] for run in pair] if pair else runs[:1]
+
+
+def add_training(
     page: Page,
     runs: Sequence[PageRun],
     colours: Sequence[int],
     labels: Sequence[str],
-    closely: Sequence[PageRun],
-    options: ImageOptions,
-) -> list[OpenedRun]:
-    """What pages that compare have in common; returns the runs that are looked at ``closely``, opened.
+    shares: curves.Shares = curves.COMPARED,
+    kind: str = "iou",
+) -> None:
+    """Curves and provenance of several runs.
 
-    colours, labels: see ``curves.overlaid``.
+    colours, labels: see ``curves.overlaid``.  shares: the figures of the curves.  kind: of the classes' figures, see
+    ``check_comparable``.
+
+    Raises: UserError, one line, for runs whose classes differ.
     """
-    check_comparable(runs)
+    check_comparable(runs, kind)
     page.notes += [f"{run.name}: {run.lacking}" for run in runs if run.lacking]
     page.add(
-        charts=lambda: curves.overlaid(runs, colours, labels),
-        epoch_tables=lambda: curves.miou_table(runs),
+        charts=lambda: curves.overlaid(runs, colours, labels, shares),
+        epoch_tables=lambda: curves.overlaid_tables(runs, shares),
         provenance=lambda: [(run.name, tables.provenance(run.record)) for run in runs],
     )
-    opened = open_runs(closely, options, page.notes)
+
+
+def _add_opened(page: Page, runs: Sequence[PageRun], options: ImageOptions) -> list[OpenedRun]:
+    """What needs networks and images; returns the runs, opened."""
+    opened = open_runs(runs, options, page.notes)
     _add_images(page, opened, options.budget)
     return opened
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segdcn.errors import MissingFileError, UserError
 from segdcn.evaluation.counts import Counts
@@ -17,6 +17,8 @@ from segdcn.runs.record import RunRecord, read_run, resume_command
 # not what makes a run another one, and places on a machine
 _OF_NO_CONCERN = ("output_dir", "resume", "launcher", "sweep", "callbacks", "logger", "hydra", "name", "report")
 MOST_DIFFERENCES = 3  # of configs in a name
+
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -51,29 +53,34 @@ def read_finished(folder: Path) -> RunRecord:
 
 def page_run(record: RunRecord, name: str | None = None) -> PageRun:
     """A run of a page, by default of the record's name."""
-    name = name or record.name
+    needing = "intervals of classes, the confusion matrix and the choice of images"
+    return PageRun(name or record.name, record, *kept_or_lacking(record, find_counts, needing))
+
+
+def kept_or_lacking(record: RunRecord, find: Callable[[RunRecord], Kept], needing: str) -> tuple[Kept | None, str]:
+    """What ``find`` finds; or None, with a sentence of what needs it and which command mends that."""
     try:
-        return PageRun(name, record, find_counts(record), lacking="")
+        return find(record), ""
     except UserError as error:
         reason = str(error)
-        lacking = (
-            f"{reason[0].upper()}{reason[1:]}: intervals of classes, the confusion matrix and the choice of images"
-            f" need {record.evaluation_command(record.split)}"
-        )
-        return PageRun(name, record, None, lacking)
+        mended = record.evaluation_command(record.split)
+        return None, f"{reason[0].upper()}{reason[1:]}: {needing} need {mended}"
 
 
-def check_comparable(runs: Sequence[PageRun]) -> None:
+def check_comparable(runs: Sequence[PageRun], kind: str = "iou") -> None:
     """That runs have the same classes, but those that were not validated and have no figures.
+
+    kind: of the classes' figures, see ``RunRecord.by_class``.
 
     Raises: UserError, one line.
     """
-    first, *others = [run.record for run in runs if run.record.iou] or [runs[0].record]
-    for other in others:
-        if set(other.iou) != set(first.iou):
+    counted = [(run.record, found) for run in runs if (found := run.record.by_class(kind))]
+    for other, found in counted[1:]:
+        first, classes = counted[0]
+        if set(found) != set(classes):
             raise UserError(
                 f"{shown(first.folder)} and {shown(other.folder)} cannot be compared: their classes differ"
-                f" ({len(first.iou)} and {len(other.iou)}); give runs on one data set"
+                f" ({len(classes)} and {len(found)}); give runs on one data set"
             )
 
 

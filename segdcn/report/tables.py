@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,11 +36,11 @@ class Tile(NamedTuple):
 
 
 class ClassRow(NamedTuple):
-    """A class's IoU in percent with the ends of its interval; None where it does not exist."""
+    """A class's figure, such as IoU, with the ends of its interval; None where it does not exist."""
 
     name: str
     colour: Colour
-    iou: float | None
+    figure: float | None
     low: float | None
     high: float | None
     share: float | None
@@ -135,19 +135,34 @@ def classes(run: PageRun, colours: Mapping[str, Colour]) -> dict[str, Any] | Non
     iou = run.record.iou
     if not iou:
         return None
-    intervals: list[tuple[float | None, float | None]] = [(None, None)] * len(iou)
-    shares: list[float | None] = [None] * len(iou)
-    if run.counts is not None and len(run.counts.names):
-        found = bootstrap_iou(run.counts.images)
-        intervals = [(finite(low), finite(high)) for low, high in found.tolist()]
-        truth = run.counts.confusion.sum(dim=1).double()
-        shares = [finite(value) for value in (truth / truth.sum()).tolist()]
+    if run.counts is None or not len(run.counts.names):
+        return class_table("IoU", iou, colours)
+    truth = run.counts.confusion.sum(dim=1).double()
+    return class_table("IoU", iou, colours, bootstrap_iou(run.counts.images).tolist(), (truth / truth.sum()).tolist())
+
+
+def class_table(
+    called: str,
+    figures: Mapping[str, float | None],
+    colours: Mapping[str, Colour],
+    intervals: Sequence[Sequence[float]] = (),
+    shares: Sequence[float] = (),
+) -> dict[str, Any]:
+    """A row per class, the highest figure first, classes without one last.
+
+    intervals, shares: of each class, NaN where there is none; empty where they are not known.
+    """
     rows = [
-        ClassRow(name, colours.get(name, GREY), iou[name], *intervals[index], shares[index])
-        for index, name in enumerate(iou)
+        ClassRow(name, colours.get(name, GREY), figure, finite(low), finite(high), finite(share))
+        for (name, figure), (low, high), share in zip(
+            figures.items(),
+            intervals or [(math.nan, math.nan)] * len(figures),
+            shares or [math.nan] * len(figures),
+            strict=True,
+        )
     ]
-    rows.sort(key=lambda row: -1.0 if row.iou is None else row.iou, reverse=True)
-    return {"figure": "IoU", "rows": rows, "intervals": run.counts is not None}
+    rows.sort(key=lambda row: -1.0 if row.figure is None else row.figure, reverse=True)
+    return {"figure": called, "rows": rows, "intervals": bool(intervals)}
 
 
 def finite(value: float) -> float | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from segdcn.errors import MissingFileError, UserError, is_passing
 from segdcn.evaluation.counts import Counts
@@ -18,6 +19,8 @@ from segdcn.runs.files import write_bytes, write_json
 from segdcn.runs.record import RunRecord
 
 COUNTS_FILE = "counts.npz"  # beside metrics.json
+
+Kept = TypeVar("Kept")
 
 
 def write_figures(result: EvaluationResult, split: str, conditions: Mapping[str, Any], folder: Path) -> None:
@@ -35,54 +38,75 @@ def write_figures(result: EvaluationResult, split: str, conditions: Mapping[str,
 
 
 def write_counts(path: Path, counts: Counts) -> None:
-    """Write ``counts`` atomically; texts and numbers only, no pickle."""
+    """Write ``counts``, see ``write_arrays``."""
+    write_arrays(path, counts, images=counts.images.numpy(), confusion=counts.confusion.numpy())
+
+
+def write_arrays(path: Path, kept: Any, **arrays: NDArray[Any]) -> None:
+    """Write arrays and the ``names`` and ``class_names`` of ``kept`` as an .npz, atomically; no pickle."""
+    named: dict[str, Any] = {key: np.array(getattr(kept, key), dtype=np.str_) for key in ("names", "class_names")}
     content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        names=np.array(list(counts.names), dtype=np.str_),
-        class_names=np.array(list(counts.class_names), dtype=np.str_),
-        images=counts.images.numpy(),
-        confusion=counts.confusion.numpy(),
-    )
+    np.savez_compressed(content, **named | arrays)
     write_bytes(path, content.getvalue())
 
 
 def read_counts(path: Path) -> Counts:
-    """Read a counts.npz.
+    """Read a counts.npz; raises as ``read_arrays``."""
+    return read_arrays(path, "pixel counts", _counts)
+
+
+def _counts(arrays: Mapping[str, NDArray[Any]]) -> Counts:
+    names, class_names = arrays["names"].tolist(), arrays["class_names"].tolist()
+    images, confusion = (torch.from_numpy(arrays[key].astype(np.int64)) for key in ("images", "confusion"))
+    n, k = len(names), len(class_names)
+    if images.shape != (n, 3, k) or confusion.shape != (k, k):
+        raise UserError(f"{n} images, {k} classes, counts {tuple(images.shape)}")
+    return Counts(names, class_names, images, confusion)
+
+
+def read_arrays(path: Path, what: str, make: Callable[[Mapping[str, NDArray[Any]]], Kept]) -> Kept:
+    """What an evaluation kept as an .npz.
+
+    what: it is, in words.
+    make: makes it of the arrays; UserError where they do not fit together.
 
     Raises: FileNotFoundError, or ValueError when it is damaged or its parts do not fit; one line each.
     """
     if not path.is_file():
-        raise MissingFileError(f"no pixel counts at {path}: segdcn-evaluate writes them")
+        raise MissingFileError(f"no {what} at {path}: segdcn-evaluate writes them")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            names, class_names = ([str(name) for name in arrays[key]] for key in ("names", "class_names"))
-            images, confusion = (torch.from_numpy(arrays[key].astype(np.int64)) for key in ("images", "confusion"))
+            return make(arrays)
+    except UserError as error:
+        raise UserError(f"{path} does not fit together: {error}; evaluate again") from error
     except Exception as error:  # a damaged archive raises many kinds: zip, zlib, key, value
         if is_passing(error):
             raise
         raise UserError(f"{path} cannot be read: it is damaged ({type(error).__name__}); evaluate again") from error
-    n, k = len(names), len(class_names)
-    if images.shape != (n, 3, k) or confusion.shape != (k, k):
-        raise UserError(f"{path} does not fit together: {n} images, {k} classes, counts {tuple(images.shape)}")
-    return Counts(names, class_names, images, confusion)
 
 
 def find_counts(run: RunRecord) -> Counts:
-    """The run's own counts, or those of a later evaluation of the same checkpoint, protocol and inference.
+    """See ``find_kept``."""
+    return find_kept(run, COUNTS_FILE, read_counts, "the pixel counts of single images were not kept")
 
-    Raises: UserError, one line, where there are none, or none that can be read.
+
+def find_kept(run: RunRecord, file: str, read: Callable[[Path], Kept], lacking: str) -> Kept:
+    """What the run kept, or a later evaluation of the same checkpoint, protocol and inference.
+
+    lacking: what to say where neither did.
+
+    Raises: UserError, one line, where there is none, or none that can be read.
     """
-    reason = UserError("the pixel counts of single images were not kept")
-    if (run.folder / COUNTS_FILE).is_file():
+    reason = UserError(lacking)
+    if (run.folder / file).is_file():
         try:
-            return read_counts(run.folder / COUNTS_FILE)
+            return read(run.folder / file)
         except UserError as error:
             reason = error
     later = run.evaluation(run.split)
     if later is None or any(later.metrics.get(key) != run.metrics.get(key) for key in ("protocol", "inference")):
         raise reason
     try:
-        return read_counts(later.folder / COUNTS_FILE)
+        return read(later.folder / file)
     except MissingFileError:
         raise reason from None

@@ -50,8 +50,15 @@ class RunRecord:
 
     @property
     def iou(self) -> dict[str, float | None]:
-        """IoU of each class as a fraction, in the order of the labels; None of a class that does not occur."""
-        prefix = f"{self.split}/iou/"
+        """IoU of each class, see ``by_class``."""
+        return self.by_class("iou")
+
+    def by_class(self, kind: str) -> dict[str, float | None]:
+        """A figure of each class as a fraction, in the order of the labels; None of a class that does not occur.
+
+        kind: what stands before the class in its name, such as ``iou``.
+        """
+        prefix = f"{self.split}/{kind}/"
         return {key.removeprefix(prefix): self.number(key) for key in self.metrics if key.startswith(prefix)}
 
     def figure(self, name: str) -> float | None:

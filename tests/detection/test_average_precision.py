@@ -228,10 +228,23 @@ def test_intervals_against_a_slow_loop(protocol: str, monkeypatch: pytest.Monkey
         )
     other = Found(two.names, CLASSES, one.detections, two.objects)  # worse detections of the same truth
     difference = drawn(two, protocol, 0.7, 5) - drawn(other, protocol, 0.7, 5)
-    ends = paired_difference(two, other, protocol, 0.7, seed=5)
+    ends, _ = paired_difference(two, other, protocol, 0.7, seed=5)
     assert ends == pytest.approx(np.nanquantile(difference, [0.025, 0.975]).tolist(), rel=1e-12)
     assert 0 < ends[0] < ends[1]
-    assert paired_difference(two, two, protocol) == (0, 0)
+    assert paired_difference(two, two, protocol).mean == (0, 0)
+    # of one class alone, which the mean is of then
+    alone, base = (
+        Found(
+            two.names,
+            CLASSES,
+            [Detections(*(part[one.labels == 1] for part in one)) for one in found.detections],
+            [Objects(*(part[one.labels == 1] for part in one)) for one in found.objects],
+        )
+        for found in (two, other)
+    )
+    single = paired_difference(alone, base, protocol, 0.7)
+    assert single.classes[0] == single.mean
+    assert np.isnan(single.classes[1:]).all()
 
 
 def test_differences_are_of_the_same_images() -> None:
@@ -250,7 +263,7 @@ def test_without_objects_there_are_no_figures(images: int) -> None:
     none = Found(found.names, CLASSES, found.detections, [Objects(*(part[:0] for part in o)) for o in found.objects])
     for figures in (voc_figures(none, "voc07"), voc_figures(none, "voc"), coco_figures(none)):
         assert all(math.isnan(value) for value in figures.values())
-    assert np.isnan(paired_difference(none, none)).all()
+    assert np.isnan(paired_difference(none, none).mean).all()
 
 
 def as_json(found: Found, folder: Path) -> tuple[str, str]:

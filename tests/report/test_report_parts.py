@@ -285,13 +285,13 @@ def test_a_run_is_read_with_its_counts(run: Path) -> None:
     rows = classes["rows"]
     figures = json.loads((run / "metrics.json").read_text())
     for row in rows:
-        assert row.iou == figures[f"val/iou/{row.name}"]
-        if row.iou is not None:
+        assert row.figure == figures[f"val/iou/{row.name}"]
+        if row.figure is not None:
             assert row.low is not None
             assert row.high is not None
-            assert row.low <= row.iou + 1e-9
-            assert row.iou <= row.high + 1e-9
-    known = [row.iou for row in rows if row.iou is not None]
+            assert row.low <= row.figure + 1e-9
+            assert row.figure <= row.high + 1e-9
+    known = [row.figure for row in rows if row.figure is not None]
     assert known == sorted(known, reverse=True)
     assert "paper" not in " ".join(tile.label for tile in tables.tiles(shown.record))
 
@@ -360,4 +360,4 @@ def test_the_interval_of_a_difference_needs_the_same_images(run: Path, tmp_path:
     write_counts(
         other / "counts.npz", Counts(["x", *counts.names[1:]], counts.class_names, counts.images, counts.confusion)
     )
-    assert comparison.paired_interval(read(other), first) is None
+    assert comparison.paired_interval(read(other), first) == comparison.NOT_PAIRED
