@@ -123,6 +123,8 @@ def _open(config: DictConfig, progress: Progress) -> Work:
         from segdcn.commands.predict_boxes import BoxWork
 
         return BoxWork(config, checkpoint, device, progress, partial(_named_in, Path(config.input)))
+    if config.annotations is not None:
+        raise UserError("annotations=FILE is of a detector: a network of label maps finds no boxes")
     return _Work(config, checkpoint.predictor(device, instantiate(config.inference, _convert_="all")), progress)
 
 

@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from segdcn.data.dataset import Color, DataError, check_count, few, file_bytes, listed, printable, voc_palette
+from segdcn.data.dataset import DataError, check_count, few, file_bytes, listed, printable
 from segdcn.detection.box_files import BoxFiles, ImageWithBoxes, Row, Written, objects_of, several
 from segdcn.detection.samples import DetectionDataset
 from segdcn.errors import MissingFileError, UserError
@@ -67,21 +67,8 @@ class CocoBoxes(DetectionDataset):
         return tuple(self._categories.values())
 
     @property
-    def category_ids(self) -> Sequence[int]:
-        """COCO's id of each class: label k is category_ids[k - 1]."""
-        return tuple(self._categories)
-
-    @property
-    def palette(self) -> Sequence[Color]:
-        return voc_palette(len(self._categories) + 1)[1:]
-
-    @property
     def splits(self) -> Sequence[str]:
         return tuple(self.names)
-
-    def image_ids(self, split: str) -> Sequence[int]:
-        """COCO's id of each sample of a split, which a file of results asks for."""
-        return tuple(self._content(split).images)
 
     def split(self, name: str) -> BoxFiles:
         """The images of one split in the order of its file, also those without an object; read when indexed."""
@@ -104,8 +91,30 @@ class _Content(NamedTuple):
     images: dict[int, ImageWithBoxes]
 
 
-def _read_json(file: Path, folder: Path) -> _Content:
-    """Read a file of instances; DataError, one line, with what is wrong in it."""
+class CocoIds(NamedTuple):
+    """The ids of images, by the names of their files, and of categories, by their names."""
+
+    images: dict[str, int]
+    categories: dict[str, int]
+
+
+def read_ids(file: Path) -> CocoIds:
+    """The ids in a JSON file of instances or of images alone, as image_info_test-dev2017.json.
+
+    Raises: DataError, one line, with what is wrong in it.
+    """
+    categories, images = _read_json(file, Path(), annotated=False)
+    return CocoIds(
+        {image.image.as_posix(): number for number, image in images.items()},
+        {name: number for number, name in categories.items()},
+    )
+
+
+def _read_json(file: Path, folder: Path, annotated: bool = True) -> _Content:
+    """Read a file of instances; DataError, one line, with what is wrong in it.
+
+    annotated: whether objects are wanted.
+    """
     text = file_bytes(file)
     try:
         content = json.loads(text)
@@ -116,7 +125,7 @@ def _read_json(file: Path, folder: Path) -> _Content:
             int(one["id"]): printable(str(one["name"])) for one in sorted(content["categories"], key=itemgetter("id"))
         }
         images = {int(one["id"]): (folder / one["file_name"], _size(one)) for one in content["images"]}
-        annotations = [(one.get("id"), one) for one in content["annotations"]]
+        annotations = [(one.get("id"), one) for one in (content["annotations"] if annotated else ())]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{file} is no COCO JSON, which has lists of categories (id and name), images (id and file_name) and"

@@ -353,6 +353,7 @@ def test_nearly_black_images_are_spoken_of_once(
         (("input=photos", "output=x", "inference.scales=[0]"), ("inference.scales",)),
         (("input=photos", "output=x", "checkpoint=short.ckpt"), ("short.ckpt", "truncated")),
         (("input=photos", "output=x", "checkpoint=nowhere.ckpt"), ("no checkpoint file at nowhere.ckpt",)),
+        (("input=photos", "output=out", "annotations=a.json"), ("annotations=FILE is of a detector",)),
     ],
 )
 def test_bad_options_are_one_line_before_anything_is_written(

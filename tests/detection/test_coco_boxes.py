@@ -13,7 +13,7 @@ from handmade_boxes import write_coco
 from PIL import Image
 
 from segdcn.data.dataset import DataError
-from segdcn.detection.coco_boxes import CocoBoxes
+from segdcn.detection.coco_boxes import CocoBoxes, read_ids
 
 CATEGORIES = {90: "toothbrush", 1: "person", 13: "stop sign"}
 
@@ -39,13 +39,15 @@ def test_categories_become_labels_without_gaps_and_back(tmp_path: Path) -> None:
     dataset = CocoBoxes(root)
     assert dataset.splits == ("train", "val")
     assert dataset.class_names == ("person", "stop sign", "toothbrush")
-    assert dataset.category_ids == (1, 13, 90)
+    ids = read_ids(root / "annotations" / "instances_train2017.json")
+    assert ids.images == {"b.png": 581, "a.png": 9}
+    assert ids.categories == {"person": 1, "stop sign": 13, "toothbrush": 90}
     assert len(dataset.palette) == 3
     train = dataset.split("train")
     assert [sample.name for sample in train] == ["b", "a"]
-    assert dataset.image_ids("train") == (581, 9)
     one, other = (sample.objects for sample in train)
-    assert [dataset.category_ids[label - 1] for label in (*one.labels, *other.labels)] == [13, 90, 1]
+    named = [dataset.class_names[label - 1] for label in (*one.labels, *other.labels)]
+    assert [ids.categories[name] for name in named] == [13, 90, 1]
     # x, y, width and height become corners; an area that the file does not tell is the box's
     assert other.boxes.tolist() == [[1, 2, 4, 6], [10.5, 2.25, 30.5, 9.25]]
     assert other.areas.tolist() == [5.5, 88.0]

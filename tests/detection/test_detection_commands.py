@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,13 @@ from segdcn.commands import analyze, evaluate, export, predict, report, train
 from segdcn.commands import sweep as sweep_command
 from segdcn.commands.multirun import Multirun
 from segdcn.detection import Boxes, DetectionDataModule, DetectionTask, build_detector
+from segdcn.detection.average_precision import class_intervals, paired_difference, voc_figures
 from segdcn.detection.datamodule import as_item
-from segdcn.detection.found import read_found
+from segdcn.detection.found import Found, read_found, write_found
+from segdcn.detection.samples import Detections
+from segdcn.drawing.numbers import percent
 from segdcn.models import Deform
+from segdcn.report import comparison
 from segdcn.runs.checkpoint import read_checkpoint
 
 RUN = (
@@ -106,19 +111,101 @@ def test_a_photograph_gets_boxes_and_rows(whole: Path, tmp_path: Path) -> None:
     assert call(predict.main, *arguments[:3], "areas=true", "device=cpu") == 1
 
 
+def test_boxes_of_cocos_images_are_what_its_server_takes(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file of results has, by pycocotools alone, the figures of an evaluation."""
+    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
+    settings = ("protocol=coco", "callbacks.panels=null", "trainer.accelerator=cpu", "datamodule.eval_batch_size=1")
+    assert call(evaluate.main, checkpoint, *settings, f"output_dir={tmp_path / 'evaluated'}") == 0
+    expected = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
+
+    source, truth = tmp_path / "images", tmp_path / "truth.json"
+    source.mkdir()
+    category = {name: 90 - 7 * number for number, name in enumerate(Boxes.class_names)}
+    content: dict[str, Any] = {"images": [], "annotations": [], "info": {}}
+    content["categories"] = [{"id": number, "name": name} for name, number in category.items()]
+    for image, sample in enumerate(Boxes(val_images=6).split("val"), start=139):
+        Image.fromarray(sample.image).save(source / f"{image:012}.png")
+        content["images"].append({"id": image, "file_name": f"{image:012}.png"})
+        for (x1, y1, x2, y2), label, _, area in zip(*(part.tolist() for part in sample.objects), strict=True):
+            about = {"id": len(content["annotations"]) + 1, "image_id": image, "area": area, "iscrowd": 0}
+            about |= {"category_id": category[Boxes.class_names[label - 1]], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            content["annotations"].append(about)
+    truth.write_text(json.dumps(content))
+    (tmp_path / "ids.json").write_text(json.dumps(content | {"annotations": None}))  # which are not needed
+    Image.fromarray(sample.image).save(source / "other.png")
+    output = tmp_path / "found"
+    capsys.readouterr()
+    arguments = (checkpoint, f"input={source}", f"output={output}", f"annotations={tmp_path / 'ids.json'}")
+    assert call(predict.main, *arguments, "overlay=false", "device=cpu") == 1
+    assert "calls none other.png" in one_line(capsys.readouterr().err)
+    ground = coco.COCO(str(truth))
+    found = cocoeval.COCOeval(ground, ground.loadRes(str(output / "boxes.json")), "bbox")
+    found.evaluate()
+    found.accumulate()
+    found.summarize()
+    names = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
+    names += ["mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large"]
+    for name, value in zip(names, found.stats.tolist(), strict=True):
+        assert expected[f"val/{name}"] == (None if value < 0 else pytest.approx(value, rel=1e-9)), name
+    assert expected["val/mar_100"] > 0
+
+
+def test_several_runs_are_compared_by_what_was_found(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, other = read_found(whole / "found.npz"), tmp_path / "other"
+    shutil.copytree(whole, other)
+    better = [Detections(one.boxes, np.ones(len(one.labels), np.float32), one.labels) for one in first.objects]
+    better[0] = first.detections[0]
+    second = Found(first.names, first.class_names, better, first.objects)
+    write_found(other / "found.npz", second)
+    figures = {f"val/{name}": value for name, value in voc_figures(second, "voc").items()}
+    (other / "metrics.json").write_text(json.dumps(json.loads((whole / "metrics.json").read_text()) | figures))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("name: test", "name: <b>other</b>"))
+    assert call(report.main, str(whole), str(other)) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>other" not in page
+    for threshold in (0.5, 0.7):
+        mean, classes = paired_difference(second, first, "voc", threshold)
+        assert mean[0] > 0.3
+        assert comparison.ends(*mean) in page
+    for one, (low, high) in zip(classes, class_intervals(second, "voc", 0.7), strict=True):
+        assert f"{percent(low, 1)} – {percent(high, 1)}, difference {comparison.ends(*one)}" in page
+    for part in ("mAP@0.5 on val, %", "Where they disagree most", "AP@0.7 in percent", 'data-layer="found1"'):
+        assert part in page
+    write_found(other / "found.npz", Found(first.names[::-1], first.class_names, better, first.objects))
+    assert call(report.main, str(whole), str(other)) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "not the same images, or not counted" in page
+    assert "Without gallery: the runs were not counted on the same images." in page
+
+
 def test_what_has_no_meaning_for_a_detector_is_one_line(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint = f"checkpoint={whole / 'checkpoints' / 'best.ckpt'}"
     few = ("dataset.train_images=8", "dataset.val_images=4")
+    labelled = tmp_path / "labelled"
+    labelled.mkdir()
+    (labelled / "metrics.json").write_text('{"val/miou": 0.5}')
+    (labelled / "config.yaml").write_text("task: {_target_: segdcn.training.task.SegmentationTask}")
+    cats = tmp_path / "cats.json"
+    cats.write_text('{"categories": [{"id": 1, "name": "cat"}], "images": []}')
     cases: list[tuple[Any, tuple[str, ...], str]] = [
         (export.main, (checkpoint,), "finds boxes and gives no logits"),
         (analyze.main, (checkpoint,), "finds boxes and gives no logits"),
         (evaluate.main, (checkpoint, "inference.flip=true"), "inference.flip is of label maps"),
         (evaluate.main, (checkpoint, "submission=true"), "submission=true is of label maps"),
         (evaluate.main, (checkpoint, "protocol=cityscapes"), "voc07, voc, coco"),
-        (report.main, (str(whole), str(whole)), "one by one"),
+        (report.main, (str(whole), str(labelled)), "they have no figure in common"),
+        (predict.main, (checkpoint, f"input={whole}/panels", "output=x", "annotations=none.json"), "none.json"),
+        (predict.main, (checkpoint, f"input={whole}/panels", "output=x", f"annotations={cats}"), "no category disc"),
         (train.main, ("dataset=boxes",), "choose model=faster_rcnn"),
         (train.main, ("model=faster_rcnn_tiny",), "choose dataset=boxes"),
         (train.main, ("experiment=boxes", *few, "task.protocol=coco"), "task.monitor=val/map70 is no figure of"),
@@ -179,8 +266,15 @@ def test_a_sweep_of_poolings_is_compared_by_what_is_monitored(
     text = capsys.readouterr().out
     assert "map70" in text
     assert "pooling=deformable" in text
-    assert call(report.main, "sweeps/pooling") == 1
-    assert "segdcn-sweep collect" in one_line(capsys.readouterr().err)
+    assert call(report.main, "sweeps/pooling") == 0
+    page = Path("sweeps/pooling/report.html").read_text()
+    for part in (
+        "more than the baseline, by seed",
+        "Mean AP@0.7 over seeds",
+        "mAP@0.7 on val, %",
+        "pooling=deformable",
+    ):
+        assert part in page
 
 
 def test_figures_do_not_depend_on_what_shares_a_batch(whole: Path) -> None:
