@@ -13,7 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from segdcn.commands.output import end_unread
-from segdcn.errors import UserError, is_out_of_memory, is_passing, one_line
+from segdcn.errors import UserError, first_line, is_out_of_memory, is_passing, one_line
 from segdcn.runs.files import shown
 
 FAILED = 1
@@ -68,6 +68,11 @@ def explain(error: Exception) -> tuple[str, int] | None:
             f" ({message})",
             FAILED,
         )
+    if cannot_compile(cause):
+        return (
+            f"torch.compile cannot do with this network or machine: set task.compile=false ({first_line(cause)})",
+            FAILED,
+        )
     if lost_process(cause):
         line = f"another process of this run has ended or cannot be reached: see what it said ({message})"
         return line, TRY_AGAIN
@@ -91,6 +96,11 @@ def cause_of(error: BaseException) -> BaseException:
 def is_misconfiguration(error: BaseException) -> bool:
     """Whether Lightning refuses a setting; by name, since commands that do without Lightning ask too."""
     return type(error).__name__ == "MisconfigurationException"
+
+
+def cannot_compile(error: BaseException) -> bool:
+    """Whether torch.compile failed, such as without a C++ compiler; by its packages, since its classes move."""
+    return any(kind.__module__.startswith(("torch._dynamo.", "torch._inductor.")) for kind in type(error).__mro__)
 
 
 def lost_process(error: BaseException) -> bool:

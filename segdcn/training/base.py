@@ -24,6 +24,14 @@ from segdcn.runs.checkpoint import FORMAT
 from segdcn.training.optim import ADAMW, poly
 
 
+class MeanLoss(MeanMetric):
+    """torchmetrics' MeanMetric without its look for NaN, for which each step would wait for the device."""
+
+    def update(self, value: Tensor, weight: float) -> None:  # type: ignore[override]
+        self.mean_value += value * weight
+        self.weight += weight
+
+
 class Task(pl.LightningModule):
     """A network that learns; what it learns, and how that is counted, a subclass says.
 
@@ -64,7 +72,7 @@ class Task(pl.LightningModule):
         self.schedule_factory = schedule
         self.seed = seed
         self.description = description
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanLoss()
         # in the checkpoint, so that a run resumed in the middle of an epoch logs the whole epoch's mean
         self.train_loss.persistent(True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from segdcn.analysis import LayerCall, follow
 from segdcn.errors import UserError
 from segdcn.models import deformable_layers, sampling_layers
 from segdcn.training.base import Task
+from segdcn.training.later import Later
 
 
 class TrainingStopped(UserError):  # noqa: N818  (it reads as what happened)
@@ -41,6 +44,7 @@ class OffsetHealth(pl.Callback):
     _batch: Any  # that is being trained
 
     def __init__(self) -> None:
+        self._loss: tuple[Later, Any] | None = None  # with the batch that it is of
         self._handles: list[Any] = []
         self._sums: dict[str, Tensor] = {}
         self._lengths: dict[str, list[Tensor]] = {}
@@ -52,18 +56,32 @@ class OffsetHealth(pl.Callback):
         self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise self._not_finite(f"the loss is {float(loss.detach())}", trainer, pl_module)
+        self._check_loss(trainer, pl_module)  # of a batch to whose gradients this one's are added
+        self._loss = Later(loss), self._batch
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        # only now: while this waits for the end of the forward pass, a GPU has the backward pass to do
+        self._check_loss(trainer, pl_module)
+
+    def _check_loss(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._loss is None:
+            return
+        loss, batch = self._loss
+        self._loss = None
+        if not math.isfinite(value := loss.read()):
+            raise self._not_finite(f"the loss is {value}", trainer, pl_module, batch)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if not all(torch.isfinite(value).all() for value in _network(pl_module).state_dict().values()):
-            raise self._not_finite("the weights are not finite", trainer, pl_module)
+            raise self._not_finite("the weights are not finite", trainer, pl_module, self._batch)
 
-    def _not_finite(self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> TrainingStopped:
+    def _not_finite(self, what: str, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> TrainingStopped:
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            layer = _first_not_finite(cast(Task, pl_module), self._batch)
+            layer = _first_not_finite(cast(Task, pl_module), batch)
         where = f"{layer} is the first layer whose output is not finite" if layer else "all outputs are finite"
         offsets = " (or task.offset_lr_mult)" if deformable_layers(_network(pl_module)) else ""
         return TrainingStopped(

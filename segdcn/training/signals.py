@@ -14,14 +14,16 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.trainer.states import TrainerFn
 
 from segdcn.training.folders import output_path
+from segdcn.training.later import Later
 
 
 class StopOnSignal(pl.Callback):
     """SIGTERM, SIGUSR1 or SIGUSR2 to any process of a run (a scheduler's warnings) stops all of them, resumably.
 
-    The batch that is being trained is finished, ``checkpoint`` is saved and the run exits with status 128 + signal
-    number. After an epoch's last batch, or within its validation, the validation is finished first: only the epoch's
-    end can be saved then (see ``Checkpoint``). An evaluation outside of training stops at its next batch.
+    The batch that is being trained is finished, and of several processes the next one, ``checkpoint`` is saved and the
+    run exits with status 128 + signal number. After an epoch's last batch, or within its validation, the validation is
+    finished first: only the epoch's end can be saved then (see ``Checkpoint``). An evaluation outside of training stops
+    at its next batch.
 
     Takes the place of Lightning's own handlers, which communicate within the handler (ranks that are in another
     collective at that moment hang) and, under SLURM, write checkpoints of another name and requeue the job themselves.
@@ -34,6 +36,7 @@ class StopOnSignal(pl.Callback):
     def __init__(self, checkpoint: str | Path | None = None) -> None:
         self._given = checkpoint
         self._received = 0
+        self._asked: Later | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.checkpoint = output_path(trainer, self._given, "checkpoints", "last.ckpt")
@@ -60,7 +63,7 @@ class StopOnSignal(pl.Callback):
         # between two batches whose gradients are added up there is nothing to save
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if number := self._agreed(trainer):
+        if number := self._agreed_before(trainer):
             trainer.save_checkpoint(self.checkpoint)
             self._stop(trainer, number)
 
@@ -87,11 +90,19 @@ class StopOnSignal(pl.Callback):
 
     def _agreed(self, trainer: pl.Trainer) -> int:
         """The signal that any process has received, 0 for none; all of them ask at the same point."""
+        return self._received if trainer.world_size == 1 else int(self._ask(trainer).read())
+
+    def _agreed_before(self, trainer: pl.Trainer) -> int:
+        """As ``_agreed``, but of several processes when they were asked last: so no step waits for the GPU's end."""
         if trainer.world_size == 1:
             return self._received
-        number = torch.tensor(self._received, device=trainer.strategy.root_device)
+        before, self._asked = self._asked, self._ask(trainer)
+        return 0 if before is None else int(before.read())
+
+    def _ask(self, trainer: pl.Trainer) -> Later:
+        number = torch.full((), self._received, device=trainer.strategy.root_device)  # a copy from here would wait
         dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        return int(number)
+        return Later(number)
 
     def _stop(self, trainer: pl.Trainer, number: int) -> None:
         environment = getattr(trainer.strategy, "cluster_environment", None)

@@ -44,6 +44,8 @@ class SegmentationTask(Task):
     auxiliary_weight: of each auxiliary head's loss.
     channels_last: whether the channels of a pixel lie side by side in memory, for which most convolutions are faster;
         sums are taken in another order, so that figures differ a little.
+    compile: whether training steps go through ``torch.compile``, for which the first one waits. The network, its
+        names and all evaluation stay as they are.
     seed: of the randomness within the network.
     description: plain values saved in each checkpoint, from which the commands rebuild the run; None is what is known
         here, which is enough for ``segdcn.load``.
@@ -69,6 +71,7 @@ class SegmentationTask(Task):
         layer_lr_decay: float = 1.0,
         auxiliary_weight: float = 0.4,
         channels_last: bool = False,
+        compile: bool = False,
         seed: int = 0,
         description: dict[str, Any] | None = None,
         monitor: str = "val/miou",
@@ -80,6 +83,9 @@ class SegmentationTask(Task):
         self.channels_last = channels_last
         if channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._logits_of_training: Callable[[nn.Module, Tensor], list[Tensor]] = (
+            torch.compile(_logits_of_training) if compile else _logits_of_training
+        )
         self.loss = SegmentationLoss() if loss is None else loss
         self.class_names = names
         self.backbone_lr_mult = backbone_lr_mult
@@ -91,8 +97,7 @@ class SegmentationTask(Task):
     # --- training ---------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        of_training: Any = getattr(self.network, "training_logits", lambda image: [self.network(image)])
-        logits, *auxiliary = of_training(self._laid_out(batch["image"]))
+        logits, *auxiliary = self._logits_of_training(self.network, self._laid_out(batch["image"]))
         loss: Tensor = self.loss(logits, batch["label"])
         for each in auxiliary:
             loss = loss + self.auxiliary_weight * self.loss(each, batch["label"])
@@ -172,3 +177,8 @@ class SegmentationTask(Task):
             "class_names": self.class_names,
             "palette": [[int(value) for value in colour] for colour in palette],
         }
+
+
+def _logits_of_training(network: nn.Module, image: Tensor) -> list[Tensor]:
+    of_training: Any = getattr(network, "training_logits", None)
+    return [network(image)] if of_training is None else of_training(image)

@@ -14,7 +14,9 @@ import yaml
 from conftest import FirstRun
 from PIL import Image
 from running import BARE, assert_same_checkpoint, call, compose, one_line
+from torch._inductor.exc import InvalidCxxCompiler
 
+from segdcn.commands import export
 from segdcn.commands.train import main, train
 from segdcn.data import Shapes
 from segdcn.models import Deform, build_deeplab
@@ -151,3 +153,29 @@ def test_learns_four_images_by_heart(tmp_path: Path) -> None:
         f"output_dir={tmp_path}",
     )
     assert train(config) > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_and_is_exported_as_any_other(tmp_path: Path) -> None:
+    settings = (*BARE, "task.compile=true", "trainer.max_epochs=1", f"output_dir={tmp_path / 'run'}")
+    assert call(main, *settings) == 0
+    assert call(main, f"resume={tmp_path / 'run'}", "trainer.max_epochs=2") == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    network = build_deeplab(6, "resnet_tiny", "aspp", 16, weights=None, head_channels=16)
+    assert {f"network.{name}" for name in network.state_dict()} <= torch.load(checkpoint, weights_only=True)[
+        "state_dict"
+    ].keys()
+    assert call(export.main, f"checkpoint={checkpoint}") == 0
+
+
+def test_a_machine_that_cannot_compile_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile(*_: object) -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(torch, "compile", lambda function: compile)
+    assert call(main, *BARE, "task.compile=true", f"output_dir={tmp_path}") == 1
+    line = one_line(capsys.readouterr().err)
+    assert line.startswith("error: torch.compile cannot do with this network or machine: set task.compile=false (")
+    assert "No working C++ compiler" in line

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from segdcn.models import Deform, build_deeplab
+from segdcn.training.averaging import AveragedWeights
+from segdcn.training.offset_health import OffsetHealth, TrainingStopped
 from segdcn.training.optim import constant, one_cycle, parameter_groups, poly
 from segdcn.training.optim import step as step_schedule
+from segdcn.training.signals import StopOnSignal
 from segdcn.training.task import SegmentationTask
 
 # Parameter groups
@@ -223,6 +229,66 @@ def test_channels_last_is_another_memory_format_of_the_same_training() -> None:
         assert not tensor.is_contiguous()
     for name in ("train/loss", "val/loss"):
         torch.testing.assert_close(trained[0][name], trained[1][name], rtol=1e-3, atol=0)
+
+
+class Watched(TorchDispatchMode):
+    """The names of operators as they are called, in a list for each step; what comes before is in the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[list[str]] = [[]]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.steps[-1].append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_no_number_before_its_backward_pass_is_queued(tmp_path: Path) -> None:
+    """On a GPU whoever reads a number waits for it: then only for the forward pass, while the backward pass runs."""
+    watched = Watched()
+    network = build_deeplab(3, "resnet_tiny", "fpn", 32, weights=None, deform=Deform(1))
+    network.register_forward_pre_hook(lambda module, inputs: watched.steps.append([]))
+    network.training_logits = lambda image: [network(image)]
+    task = make_task(network, lr=0.01)
+    trainer = make_trainer(max_epochs=1, callbacks=[AveragedWeights(), OffsetHealth(), StopOnSignal(tmp_path / "a")])
+    with watched:
+        trainer.fit(task, loader([batch(seed, (64, 96)) for seed in range(5)]))
+    assert len(watched.steps) == 1 + 5
+    for step in watched.steps[2:-1]:
+        assert step.count("_local_scalar_dense") == 1
+        backward = len(step) - step[::-1].index("convolution_backward")
+        assert step.index("_local_scalar_dense") >= backward
+
+
+@pytest.mark.parametrize("gradients", ["loss", "accumulated"])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(gradients: str) -> None:
+    task = make_task(Pixelwise(), lr=0.1)
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    bad = batch(1, (4, 5))
+    bad["image"][0, 0, 0, 0] = math.nan
+    batches = [bad] if gradients == "loss" else [bad, batch(0, (4, 5))]
+    trainer = make_trainer(max_epochs=1, callbacks=[OffsetHealth()], accumulate_grad_batches=len(batches))
+    with pytest.raises(TrainingStopped, match=r"^the loss is nan at step 0: "):
+        trainer.fit(task, loader(batches))
+    assert all(torch.equal(one, other) for one, other in zip(before, task.parameters(), strict=True))
+
+
+def test_a_compiled_training_is_the_same_training_of_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # "aot_eager": the graphs of forward and backward as torch.compile makes them, without a C++ compiler
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    trained, names = [], []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        task = make_task(
+            build_deeplab(3, "resnet_tiny", "fpn", 32, weights=None, deform=Deform(1)), lr=0.01, compile=compile
+        )
+        trainer = make_trainer(max_epochs=1)
+        trainer.fit(task, loader([batch(seed, (64, 96)) for seed in range(2)]), loader([batch(3, (64, 96))]))
+        trained.append(trainer.callback_metrics)
+        names.append(list(task.state_dict()))
+    assert names[0] == names[1]
+    for name in ("train/loss", "val/loss"):
+        torch.testing.assert_close(trained[0][name], trained[1][name], rtol=1e-4, atol=0)
 
 
 def test_validation_figures_come_from_all_pixels_at_once() -> None:
