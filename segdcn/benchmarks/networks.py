@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from segdcn.benchmarks.operators import OFFSET_DEVIATION
 from segdcn.benchmarks.stopwatch import interleaved, peak_megabytes
+from segdcn.errors import first_line
 from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin, sampling_layers
 from segdcn.models.cost import network_cost
 
@@ -53,16 +54,68 @@ def light_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str,
     return [{"case": name, "step_ms": taken, "images": len(image)} for name, taken in medians.items()]
 
 
-def _step(network: Any, image: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+def mixed_steps(
+    repeats: int,
+    device: torch.device,
+    backends: Sequence[str],
+    backbones: Sequence[str] = ("resnet50", "resnet101"),
+    images: tuple[int, int, int, int] = (8, 3, 513, 513),
+    layer_counts: Sequence[int] = DEFORMABLE_LAYERS,
+    compilers: Sequence[str | None] = (None, "inductor"),
+) -> Iterator[dict[str, Any]]:
+    """Training steps of DeepLabv3 at output stride 16 in bfloat16 by autocast, channels last, as they are and compiled.
+
+    Those of a backbone are timed in turn; compiled ones, for which the first step waits long, one by one.
+
+    Returns:
+        rows with "backbone", "layers", "backend", "compiled", "step_ms", "images_per_second" and "mb", the peak above
+        what was held before; or "error" in the place of figures.
+    """
+    image = torch.randn(images, device=device).contiguous(memory_format=torch.channels_last)
+    kinds = [(layers, backend) for layers in layer_counts for backend in (backends if layers else ("",))]
+    for compiler in compilers:
+        for backbone in backbones:
+            groups = [kinds] if compiler is None else [[kind] for kind in kinds]
+            for group in groups:
+                yield from _mixed_steps(repeats, image, backbone, group, compiler)
+
+
+def _mixed_steps(
+    repeats: int, image: Tensor, backbone: str, kinds: Sequence[tuple[int, str]], compiler: str | None
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    steps: dict[int, Callable[[], object]] = {}
+    for layers, backend in kinds:
+        row: dict[str, Any] = {"backbone": backbone, "layers": layers, "backend": backend, "compiled": bool(compiler)}
+        rows.append(row)
+        torch.manual_seed(0)
+        torch.compiler.reset()
+        network = build_deeplab(21, backbone, "aspp", weights=None, deform=Deform(layers)).to(image.device)
+        for layer in deformable_layers(network).values():
+            layer.backend = cast(Any, backend)
+        step = _step(network.to(memory_format=torch.channels_last).train(), image, torch.bfloat16, compiler)
+        try:
+            row["mb"] = peak_megabytes(step, image.device)
+            row["mb"] = peak_megabytes(step, image.device)  # the first one compiles
+            steps[len(rows) - 1] = step
+        except Exception as error:
+            row["error"] = first_line(error)
+    for number, taken in interleaved(steps, repeats, image.device).items():
+        rows[number] |= {"step_ms": taken, "images_per_second": 1000 * len(image) / taken}
+    return rows
+
+
+def _step(network: Any, image: Tensor, dtype: torch.dtype, compiler: str | None = None) -> Callable[[], object]:
     """Forward, loss, backward and SGD step; the weights stay, the cost is there."""
     for layer in deformable_layers(network).values():
         torch.nn.init.normal_(cast(Tensor, layer.offset.bias), std=OFFSET_DEVIATION)
     label = torch.randint(network.head.classifier.out_channels, (len(image), *image.shape[2:]), device=image.device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    forward = network if compiler is None else torch.compile(network, backend=compiler)
 
     def step() -> None:
         with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-            loss = F.cross_entropy(network(image), label)
+            loss = F.cross_entropy(forward(image), label)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.benchmarks.stopwatch import Candidate, compare
+from segdcn.benchmarks.agreement import tensor_float_32
+from segdcn.benchmarks.stopwatch import Candidate, compare, plain_figures
+from segdcn.errors import first_line
 from segdcn.ops import deform_aggregate, deform_conv2d, deform_ps_roi_pool, deform_roi_pool
+from segdcn.ops.deform_conv import Backend
 
 # N, C, H, W -> C, 3x3; groups
 CONVOLUTIONS = (
@@ -27,6 +32,19 @@ DEPTHWISE = ((4, 256, 40, 40, 256), (1, 512, 65, 65, 512))
 
 # N, H, W, C, groups: the four stages of InternImage-T for an image of 512x512
 AGGREGATIONS = ((1, 128, 128, 64, 4), (1, 64, 64, 128, 8), (1, 32, 32, 256, 16), (1, 16, 16, 512, 32))
+
+# N, C, H, W -> C, 3x3; dilation: of DeepLab on a ResNet-50 or -101, for crops of 513x513, 769x769 and 512x1024 pixels
+DEEPLAB = (
+    (16, 512, 33, 33, 2),  # the last stage at output stride 16
+    (8, 512, 49, 49, 2),
+    (8, 512, 32, 64, 2),
+    (8, 512, 65, 65, 4),  # and at 8
+    (8, 512, 97, 97, 4),
+    (8, 512, 64, 128, 4),
+    (16, 256, 33, 33, 1),  # the stage before it, at 16
+)
+PRECISIONS = {"bfloat16": (torch.bfloat16, True), "TF32": (torch.float32, True), "float32": (torch.float32, False)}
+"""By name: dtype of the features, and whether products may be rounded to TF32."""
 
 REGIONS = (64, 300)
 
@@ -64,6 +82,92 @@ def _convolution_candidates(x: Tensor, offset: Tensor, weight: Tensor, groups: i
         ),
         Candidate("gather", lambda: deform_conv2d(x, offset, weight, padding=1, backend="gather"), (x, offset, weight)),
     ]
+
+
+def layers_of_deeplab(
+    repeats: int,
+    device: torch.device,
+    backends: Sequence[str],
+    maps: Sequence[tuple[int, int, int, int, int]] = DEEPLAB,
+) -> Iterator[dict[str, Any]]:
+    """deform_conv2d by each backend beside the plain convolution, a row of each precision and map.
+
+    Features are channels last, contiguous for torchvision's kernel; what it computes in float32 is cast in its time.
+
+    Returns:
+        rows with "case", "precision" and, by name, "figures"; "differences" from the first backend, the largest of the
+        output and of each gradient as shares of its largest value; "failed": why what is in neither could not be run.
+        Where Triton has just tuned its kernels also "tiles": milliseconds of each kernel by tile.
+    """
+    tuned: dict[str, Any] = {}
+    for precision, (dtype, rounded) in PRECISIONS.items():
+        for n, channels, height, width, dilation in maps:
+            torch.manual_seed(0)
+            x = torch.randn(n, channels, height, width, device=device).to(dtype)
+            weight = (torch.randn(channels, channels, 3, 3, device=device) / math.sqrt(9 * channels)).to(dtype)
+            offset = (OFFSET_DEVIATION * torch.randn(n, 18, height, width, device=device)).requires_grad_()
+            candidates = _with_backends(x, offset, weight, dilation, backends)
+            with tensor_float_32(rounded):
+                differences, failed = _differences(candidates)
+                figures = compare([one for one in candidates if one.name not in failed], repeats)
+            row = {
+                "case": f"{n}×{channels}×{height}×{width}, dilation {dilation}",
+                "precision": precision,
+                "figures": plain_figures(figures),
+                "differences": differences,
+                "failed": failed,
+            }
+            if (tiles := _tile_times()) != tuned:
+                row["tiles"] = tuned = tiles
+            yield row
+
+
+def _differences(candidates: Sequence[Candidate]) -> tuple[dict[str, float], dict[str, str]]:
+    """Of each backend from the first one, and why those that cannot be run here cannot."""
+    differences, failed = {}, {}
+    expected: list[Tensor] | None = None
+    for one in candidates:
+        try:
+            output = one.run()
+            found = [output, *torch.autograd.grad(output, one.leaves, torch.ones_like(output))]
+        except Exception as error:  # of memory, of a compiler, ...
+            failed[one.name] = first_line(error)
+            continue
+        if one.name != "conv2d":
+            expected = expected or found
+            with torch.no_grad():
+                shares = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
+            differences[one.name] = max(map(float, shares))
+    return differences, failed
+
+
+def _tile_times() -> dict[str, dict[str, float]]:
+    """What Triton measured when it last tuned each kernel, in milliseconds by tile; empty where it did not."""
+    module = sys.modules.get("segdcn.ops.triton_conv")
+    kernels = {} if module is None else vars(module)
+    timings = {name: getattr(kernel, "configs_timings", None) for name, kernel in kernels.items()}
+    return {
+        name: {str(tile): ms[0] if isinstance(ms, list | tuple) else ms for tile, ms in found.items()}
+        for name, found in timings.items()
+        if found
+    }
+
+
+def _with_backends(
+    x: Tensor, offset: Tensor, weight: Tensor, dilation: int, backends: Sequence[str]
+) -> list[Candidate]:
+    contiguous = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    last = (
+        x.contiguous(memory_format=torch.channels_last).requires_grad_(),
+        weight.contiguous(memory_format=torch.channels_last).requires_grad_(),
+    )
+    found = [Candidate("conv2d", lambda: F.conv2d(*last, None, 1, dilation, dilation), last)]
+    for backend in backends:
+        features, filters = contiguous if backend == "torchvision" else last
+        arguments = (features, offset, filters, None, 1, dilation, dilation)
+        run = partial(deform_conv2d, *arguments, backend=cast(Backend, backend))
+        found.append(Candidate(backend, run, (features, offset, filters)))
+    return found
 
 
 def aggregations(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:

@@ -57,27 +57,64 @@ def compare(candidates: Sequence[Candidate], repeats: int) -> dict[str, Figures]
     }
 
 
+def plain_figures(figures: Mapping[str, Figures]) -> dict[str, dict[str, float | None]]:
+    """Those of each candidate as JSON takes them; a memory figure that is not known becomes null."""
+    return {
+        name: {key: None if math.isnan(value) else round(value, 4) for key, value in vars(one).items()}
+        for name, one in figures.items()
+    }
+
+
 def interleaved(calls: Mapping[Any, Callable[[], object]], repeats: int, device: torch.device) -> dict[Any, float]:
-    """Median milliseconds of each call, all called in turn, round after round."""
+    """Median milliseconds of each call, all called in turn, round after round.
+
+    On a GPU that is the device's own time, between two of its events, as ``triton.testing.do_bench`` takes it: each
+    call is queued while the device still clears its cache, so that it neither waits for the processor nor finds its
+    arguments there.
+    """
+    if device.type == "cuda":
+        return _interleaved_on_cuda(calls, repeats, device)
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            taken = _milliseconds(call, device)
+            taken = _milliseconds(call)
             if turn:  # the first round warms up
                 times[name].append(taken)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _milliseconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     result = call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     taken = 1000 * (time.perf_counter() - start)
     del result
     return taken
+
+
+_CACHE_BYTES = 2**28  # more than any GPU's
+_WARM_UP = 3  # rounds, in which kernels are compiled and chosen and the clock rises
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _interleaved_on_cuda(
+    calls: Mapping[Any, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[Any, float]:
+    cache = torch.empty(_CACHE_BYTES, dtype=torch.int8, device=device)
+    moments: dict[Any, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    for turn in range(_WARM_UP + repeats):
+        for name, call in calls.items():
+            start, end = _timed_event(), _timed_event()
+            cache.zero_()
+            start.record()
+            call()
+            end.record()
+            if turn >= _WARM_UP:
+                moments[name].append((start, end))
+    torch.cuda.synchronize(device)
+    return {name: statistics.median(one.elapsed_time(other) for one, other in pairs) for name, pairs in moments.items()}
 
 
 def peak_megabytes(call: Callable[[], object], device: torch.device) -> float:

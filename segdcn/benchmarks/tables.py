@@ -9,8 +9,11 @@ from typing import Any
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for row in (head, ["---"] * len(head), *rows):
-        print("| " + " | ".join(row) + " |")
+    print(_markdown(head, rows))
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def _times(row: dict[str, Any]) -> list[str]:
@@ -142,3 +145,87 @@ def _runtime_cells(cell: dict[str, Any] | None) -> list[str]:
         return [cell["missing"] if cell else "", "", ""]
     memory = "" if cell["mb"] is None else str(cell["mb"])
     return [f"{cell['ms']:.0f}", memory, f"{cell['difference']:.0e}" if cell.get("difference") else ""]
+
+
+# --- what scripts/gpu_evidence.py measures, from the rows of its JSON file ------------------------------------------
+
+
+def agreement_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Of each backend how many checks were right, and the largest difference; see ``agreement.compare_backends``."""
+    kinds = list(dict.fromkeys((row["dtype"], row["compiled"]) for row in rows if "dtype" in row))
+    lines = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        cells = []
+        for kind in kinds:
+            of_kind = [row for row in rows if (row.get("dtype"), row.get("compiled")) == kind]
+            checks = [row for row in of_kind if row["backend"] == backend and "right" in row]
+            known = [row["difference"] for row in checks if row.get("difference") is not None]
+            worst = f", {max(known):.0e}" if known else ""
+            cells.append(f"{sum(row['right'] for row in checks)} of {len(checks)}{worst}" if checks else "")
+        lines.append([backend, *cells])
+    missing = [f"{row['backend']}: {row['missing']}" for row in rows if "missing" in row]
+    table = _markdown(["right of, largest difference", *(f"{t}, compiled" if c else t for t, c in kinds)], lines)
+    return "\n".join([table, *missing])
+
+
+def layers_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Times and memory of each precision and map, then geometric means of ratios; see ``layers_of_deeplab``."""
+    names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    parts = []
+    for precision, of_precision in _by("precision", rows).items():
+        lines = []
+        for row in of_precision:
+            found = [row["figures"].get(name) for name in names]
+            times = [_pair(one, "forward_ms", "training_ms") for one in found]
+            memory = [_pair(one, "forward_mb", "training_mb", 0) for one in found]
+            lines.append([row["case"], *times, *memory])
+        head = [precision, *(f"{name}, ms" for name in names), *(f"{name}, MB" for name in names)]
+        parts.append(_markdown(head, lines))
+    pairs = [("torchvision", "triton"), *((name, "conv2d") for name in names if name != "conv2d")]
+    ratios = []
+    for one, other in pairs:
+        cells = [_mean_ratio(of_precision, one, other) for of_precision in _by("precision", rows).values()]
+        if any(cells):
+            ratios.append([f"{one} / {other}", *cells])
+    parts.append(_markdown(["geometric mean of times", *_by("precision", rows)], ratios))
+    if tiles := [row["tiles"] for row in rows if row.get("tiles")]:
+        lines = [[k, tile, _number(ms)] for each in tiles for k, times in each.items() for tile, ms in times.items()]
+        parts.append(_markdown(["Triton kernel", "tile", "ms"], lines))
+    return "\n\n".join(parts)
+
+
+def _by(key: str, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {value: [row for row in rows if row[key] == value] for value in dict.fromkeys(row[key] for row in rows)}
+
+
+def _pair(figures: dict[str, float | None] | None, one: str, other: str, digits: int | None = None) -> str:
+    if figures is None:
+        return ""
+    values = (figures[one], figures[other])
+    return " / ".join("" if v is None else _number(v) if digits is None else f"{v:.{digits}f}" for v in values)
+
+
+def _mean_ratio(rows: Sequence[dict[str, Any]], one: str, other: str) -> str:
+    """How many times as long one takes as the other, forward / forward and backward; empty where one is not there."""
+    both = [row["figures"] for row in rows if {one, other} <= row["figures"].keys()]
+    kinds = ("forward_ms", "training_ms")
+    return " / ".join(_geometric_mean([f[one][kind] / f[other][kind] for f in both]) for kind in kinds) if both else ""
+
+
+def mixed_steps_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Of each network and backend the step as it is and compiled; see ``networks.mixed_steps``."""
+    cells: dict[tuple[str, str, str], dict[bool, str]] = {}
+    for row in rows:
+        key = (row["backbone"], str(row["layers"]), row["backend"])
+        memory = "" if row.get("mb") is None else f", {row['mb']:.0f} MB"
+        text = row.get("error") or f"{row['step_ms']:.1f} ms, {row['images_per_second']:.1f} images/s{memory}"
+        cells.setdefault(key, {})[row["compiled"]] = text
+    head = ["backbone", "deformable layers", "backend", "as it is", "task.compile=true"]
+    return _markdown(head, [[*key, found.get(False, ""), found.get(True, "")] for key, found in cells.items()])
+
+
+def records_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Whatever was found, a line each, under the names of all values."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    shown = [[f"{v:.4g}" if isinstance(v := row.get(name, ""), float) else str(v) for name in columns] for row in rows]
+    return _markdown(columns, shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ def run(options: argparse.Namespace) -> None:
     import torchvision
 
     from segdcn.benchmarks import networks, operators, runtimes, tables
+    from segdcn.benchmarks.stopwatch import plain_figures
     from segdcn.runs.environment import environment
     from segdcn.runs.files import write_json
 
@@ -64,7 +64,10 @@ def run(options: argparse.Namespace) -> None:
     for name in options.which:
         measure, show = benchmarks[name]
         rows = measure()
-        results[name] = [_plain(row) for row in rows]
+        results[name] = [
+            {key: value for key, value in row.items() if key != "figures"} | plain_figures(row.get("figures", {}))
+            for row in rows
+        ]
         write_json(options.output, {"environment": conditions, "dtype": options.dtype, **results})
         show(rows)
     print(f"\nfigures in {options.output}")
@@ -147,15 +150,6 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if options.repeats < 1:
         parser.error(f"--repeats must be 1 or more, got {options.repeats}")
     return options
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON; a memory figure that is not known becomes null."""
-    figures = {
-        name: {key: None if math.isnan(value) else round(value, 3) for key, value in vars(f).items()}
-        for name, f in row.get("figures", {}).items()
-    }
-    return {key: value for key, value in row.items() if key != "figures"} | figures
 
 
 if __name__ == "__main__":
