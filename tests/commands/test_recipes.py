@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
-from running import ONE_EPOCH, call, one_line
+from running import ONE_EPOCH, call, compose, one_line
 
 from segdcn.commands import evaluate, predict, train
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.compose import CONFIG_PATH, build_dataset
 from segdcn.commands.recipes import run_name
+from segdcn.commands.segmentation import settle
 from segdcn.data import ImageFolder
 from segdcn.data.crops import fitting_crop
 
@@ -64,6 +66,38 @@ def test_a_network_that_is_chosen_is_trained_by_the_recipe_for_own_images(
 ) -> None:
     config = composed(capsys, "experiment=finetune", "dataset.root=x", *model)
     assert (config["model"]["backbone"], config["model"]["head"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "accelerator", "settings", "precision"),
+    [
+        (True, "auto", (), "bf16-mixed"),
+        (True, "cpu", (), "32-true"),
+        (False, "auto", (), "32-true"),
+        (True, "auto", ("trainer.precision=32-true",), "32-true"),
+    ],
+)
+def test_own_images_are_learned_in_bfloat16_where_a_gpu_has_it(
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bfloat16: bool,
+    accelerator: str,
+    settings: tuple[str, ...],
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    root = make_folder(here / "mine")
+    config = compose("train", "experiment=finetune", "dataset=folder", f"dataset.root={root}", *settings)
+    config.trainer.accelerator = accelerator
+    lines = settle(config, build_dataset(config))
+    assert config.trainer.precision == precision
+    assert any(line.startswith("mixed    bf16-mixed") for line in lines) == (precision == "bf16-mixed")
+
+
+def test_the_papers_recipes_keep_their_precision() -> None:
+    for recipe in ("paper", "modern", "voc_paper", "cityscapes_v3plus", "ade20k_upernet_internimage_t", "shapes"):
+        assert compose("train", f"experiment={recipe}").trainer.precision == "32-true"
 
 
 @pytest.mark.parametrize(

@@ -666,6 +666,25 @@ def test_layer_trains_under_bfloat16_autocast() -> None:
         assert parameter.grad.any(), name
 
 
+@every_backend
+def test_under_autocast_a_layer_reads_the_right_column_of_a_wide_map(backend: Backend) -> None:
+    columns, shift = torch.arange(2048), 3
+    # a place in two numbers that bfloat16 holds exactly; one number would not do
+    x = torch.stack((columns // 64, columns % 64)).float().view(1, 2, 1, 2048)
+    layer = DeformConv2d(2, 2, 1, bias=False, backend=backend)
+    nn.init.dirac_(layer.weight)
+    layer.offset.bias = nn.Parameter(torch.tensor([0.0, shift]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    high, low = output[0, :, 0].float()
+    read = (64 * high + low)[:-shift] - shift
+    assert (read - columns[:-shift]).abs().max() < 0.5
+    # a coordinate that is rounded as the features are lies whole pixels away
+    rounded = (columns.bfloat16() + shift).float() - shift
+    assert (rounded - columns).abs().max() >= 4
+
+
 # The layer
 
 CONVOLUTIONS = {
