@@ -16,8 +16,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from segdcn.drawing.numbers import percent, signed
-from segdcn.errors import one_line
-from segdcn.runs.files import write_text
+from segdcn.errors import UserError, one_line
+from segdcn.runs.files import shown, write_text
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,14 @@ class Page:
         )
 
     def write(self, path: Path) -> Path:
-        """Write the file, and what the page does without into the log; returns where it is."""
+        """Write the file, and what the page does without into the log; returns where it is.
+
+        Raises: UserError where a page with images is there, and this one has none.
+        """
+        if not self.parts.get("gallery") and path.is_file() and '<section id="images">' in path.read_text("utf-8"):
+            raise UserError(
+                f"{shown(path)} has images and would have none: {' '.join(self.notes)} Or --output FILE writes another"
+            )
         write_text(path, self.html())
         for note in self.notes:
             log.info("note     %s", " ".join(note.split()))

@@ -121,6 +121,19 @@ def test_without_data_the_page_has_figures_and_says_why(make_run: Make) -> None:
     assert 'id="confusion' in page or 'class="confusion' in page
 
 
+def test_a_page_with_images_is_not_replaced_by_one_without(make_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("run")
+    assert call(main, str(run)) == 0
+    page = run / "report.html"
+    before = page.read_text()
+    (run / "checkpoints" / "best.ckpt").unlink()
+    capsys.readouterr()
+    assert call(main, str(run)) == 1
+    assert re.search(r"^error: .*report.html has images .*best.ckpt.* --output FILE", capsys.readouterr().err)
+    assert page.read_text() == before
+    assert call(main, str(run), "--output", str(run / "other.html")) == 0
+
+
 def test_where_data_are_is_nothing_to_a_data_set_that_is_generated(make_run: Make) -> None:
     run = make_run("run")
     assert call(main, str(run), "--data", "/nowhere") == 0
