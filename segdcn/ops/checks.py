@@ -60,6 +60,20 @@ def check_least(**settings: tuple[int | tuple[int, ...], int]) -> None:
             raise ValueError(f"{name} must be {least} or more, got {value}")
 
 
+def check_triton(input: Tensor) -> None:
+    """ValueError unless a kernel of Triton can take ``input``."""
+    try:
+        from segdcn.ops.triton_sampling import INTERPRETED
+    except ModuleNotFoundError as error:
+        raise ValueError(f"backend triton needs the package triton, which PyTorch for CUDA brings: {error}") from error
+    if not (input.is_cuda or INTERPRETED):
+        raise ValueError(f"backend triton needs input on a CUDA device, got {input.device}; take another backend")
+    if input.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"backend triton computes in float32 or half precision, got {input.dtype}; take another backend"
+        )
+
+
 def output_size(
     size: Sequence[int], kernel: Sequence[int], stride: IntPair, padding: IntPair, dilation: IntPair
 ) -> list[int]:

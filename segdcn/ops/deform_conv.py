@@ -5,7 +5,8 @@ Legend: N batch, C channels, H x W input map, Ho x Wo output map, K = kh * kw ke
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torchvision
@@ -17,6 +18,7 @@ from segdcn.ops.checks import (
     check_least,
     check_map,
     check_tensors,
+    check_triton,
     convolve,
     output_size,
     two,
@@ -25,7 +27,7 @@ from segdcn.ops.checks import (
 from segdcn.ops.gather_conv import gather_conv2d
 from segdcn.ops.grid_sample_conv import grid_sample_conv2d
 
-Backend = Literal["auto", "gather", "torchvision", "grid_sample"]
+Backend = Literal["auto", "gather", "torchvision", "grid_sample", "triton"]
 
 
 def deform_conv2d(
@@ -49,12 +51,13 @@ def deform_conv2d(
 
     Half precision: coordinates are float32 at least, features stay as they are; give offset and mask in float32
     where they are to be exact, since a bfloat16 offset of 100 pixels is already rounded to half a pixel. Under
-    autocast input, weight and bias are cast as a convolution's are. The other backends than ``gather`` compute in
-    float32.
+    autocast input, weight and bias are cast as a convolution's are. ``torchvision`` and ``grid_sample`` compute in
+    float32, ``triton`` keeps offset and mask in float32.
 
     backend: ``gather`` is plain PyTorch (see gather_conv.py), ``torchvision`` the compiled kernel, ``auto`` the
     faster one of the two for the device, and torchvision's while a graph is exported; ``grid_sample`` is slower, for
-    graphs of common operators only (see grid_sample_conv.py).
+    graphs of common operators only (see grid_sample_conv.py). ``triton`` is for a GPU with the package triton, not for
+    float64, and compiles at its first call (see triton_conv.py).
 
     Raises: ValueError that names the argument when a shape, dtype or device does not fit, before any kernel runs.
     Source: Dai et al. 2017, section 2.1; mask: Zhu et al. 2019, section 3.2.
@@ -67,14 +70,19 @@ def deform_conv2d(
     check_tensors(input, {"weight": weight, "bias": bias}, {"offset": offset, "mask": mask})
     _check_shapes(input, offset, weight, bias, stride, padding, dilation, mask)
     if backend not in get_args(Backend):
-        raise ValueError(f"backend must be auto, gather, torchvision or grid_sample, got {backend!r}")
+        raise ValueError(f"backend must be auto, gather, torchvision, grid_sample or triton, got {backend!r}")
     if 0 in weight.shape[:2]:
         return without_channels(input, weight, bias, offset.shape[2:], offset, *([] if mask is None else [mask]))
     if backend == "auto":
         backend = "gather" if _gather_is_faster(input) else "torchvision"
     if backend == "torchvision":
         return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
-    convolve = gather_conv2d if backend == "gather" else grid_sample_conv2d
+    convolve: Callable[..., Any] = gather_conv2d if backend == "gather" else grid_sample_conv2d
+    if backend == "triton":
+        check_triton(input)
+        from segdcn.ops.triton_conv import triton_conv2d  # not every machine has Triton, and it takes long to import
+
+        convolve = triton_conv2d
     output: Tensor = convolve(input, offset, weight, mask, stride, padding, dilation)
     return output if bias is None else output + bias.view(-1, 1, 1)
 
@@ -82,8 +90,8 @@ def deform_conv2d(
 def _gather_is_faster(input: Tensor) -> bool:
     """On a CPU 3 to 6 times, with backward 8 to 15, depthwise 11 and 28 (segdcn-benchmark; docs/operators.md).
 
-    On CUDA torchvision's kernel is, but for depthwise convolutions (docs/gpu.md). A graph that is exported keeps the
-    operator that ONNX has a node for.
+    On CUDA torchvision's kernel is, but for depthwise convolutions (docs/gpu.md); triton's, which was never timed
+    there, has to be asked for. A graph that is exported keeps the operator that ONNX has a node for.
     """
     exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
     return input.device.type == "cpu" and not exporting

@@ -385,7 +385,9 @@ def test_a_wrong_setting_is_told_by_its_name(backend: Backend, setting: dict[str
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be auto, gather, torchvision or grid_sample, got 'cuda'"):
+    with pytest.raises(
+        ValueError, match="backend must be auto, gather, torchvision, grid_sample or triton, got 'cuda'"
+    ):
         deform_conv2d(
             torch.zeros(1, 1, 2, 3),
             torch.zeros(1, 2, 2, 3),

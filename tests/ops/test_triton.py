@@ -1,0 +1,209 @@
+"""The operators' Triton kernels: on a GPU where there is one, else by Triton's interpreter in a process of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from test_deform_conv import Case, with_gradients
+from torch import Tensor
+
+from segdcn.ops import deform_conv2d
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+where_kernels_run = pytest.mark.skipif(
+    not (INTERPRETED or torch.cuda.is_available()), reason="no CUDA device; test_all_by_the_interpreter runs it"
+)
+pytestmark = pytest.mark.gpu
+
+
+if INTERPRETED:
+    triton = pytest.importorskip("triton")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    by_bits = InterpreterBuilder.create_dot
+
+    def widened(builder: InterpreterBuilder, a: object, b: object, *rest: object) -> object:
+        """The interpreter would multiply the bits of bfloat16, which NumPy has as integers."""
+        wide = triton.language.float32
+        return by_bits(builder, builder.cast_impl(a, wide), builder.cast_impl(b, wide), *rest)
+
+    InterpreterBuilder.create_dot = widened
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it is this one")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they run here")
+def test_all_by_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-rs", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert " passed" in ran.stdout
+
+
+# Deformable convolution
+
+CASES = {
+    "plain": Case(20, 18, (4, 5), (2, 2), n=1),  # more channels than a tile, and no multiple of it
+    "not square": Case(4, 3, (7, 6), (3, 2), (2, 1), (1, 0), (1, 2), offset_groups=2, n=1),
+    "groups across offset groups": Case(12, 4, (3, 4), (1, 2), groups=2, offset_groups=3),
+    "depthwise": Case(6, 6, (3, 5), (2, 2), padding=(1, 0), groups=6, offset_groups=2, n=1),
+    "depthwise, two outputs of each input": Case(3, 6, (3, 4), (2, 1), groups=3),
+    "positions of several parts": Case(2, 3, (18, 17), (1, 1), n=1),
+    "no images": Case(4, 3, (5, 7), n=0),
+}
+
+
+def on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(DEVICE) for name, tensor in tensors.items()}
+
+
+def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == expected.keys()
+    for name, value in expected.items():
+        assert ours[name].shape == value.shape
+        difference = (ours[name].cpu().double() - value).abs()
+        assert (difference <= tolerance * value.abs().max().clamp(min=1) if value.numel() else difference).all(), name
+
+
+@where_kernels_run
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_value_and_gradients_equal_torchvision(case: Case, masked: bool) -> None:
+    tensors = case.tensors(torch.float32)
+    if not masked:
+        del tensors["mask"]
+    expected = with_gradients(
+        torchvision.ops.deform_conv2d, {name: tensor.double() for name, tensor in tensors.items()}, **case.geometry
+    )
+    ours = with_gradients(deform_conv2d, on_device(tensors), backend="triton", **case.geometry)
+    assert_same(ours, expected, 1e-5)
+
+
+@where_kernels_run
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+@pytest.mark.parametrize("groups", [1, 6])
+def test_half_precision_rounds_features_but_no_coordinates(dtype: torch.dtype, rounding: float, groups: int) -> None:
+    case = Case(6, 6, (2, 300), (1, 2), (1, 17), groups=groups, n=1)
+    tensors = case.tensors(torch.float32)
+    half = {name: tensors[name].to(dtype) for name in ("input", "weight", "bias")} | {
+        name: tensors[name] for name in ("offset", "mask")
+    }
+    wide = {name: tensor.double() for name, tensor in half.items()}
+    expected = with_gradients(deform_conv2d, wide, **case.geometry)
+    ours = with_gradients(deform_conv2d, on_device(half), backend="triton", **case.geometry)
+    assert ours["output"].dtype == dtype
+    assert all(ours[name].dtype == half[name].dtype for name in half)
+    # the loss's gradient and the results are rounded too
+    assert_same(ours, expected, 4 * rounding)
+
+
+@where_kernels_run
+@pytest.mark.parametrize("groups", [1, 4])
+def test_wild_offsets_contribute_nothing(groups: int) -> None:
+    tensors = Case(4, 4, (3, 7), (1, 2), groups=groups, n=1).tensors(torch.float32)
+    tame = tensors | {"offset": tensors["offset"].clone()}
+    tensors["offset"][:, :, 1] = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30, 1e6])
+    tame["offset"][:, :, 1] = -100
+    result = with_gradients(deform_conv2d, on_device(tensors), backend="triton")
+    expected = with_gradients(deform_conv2d, {name: tensor.double() for name, tensor in tame.items()})
+    assert_same(result, expected, 1e-5)
+    assert not result["offset"][:, :, 1].any()
+
+
+@where_kernels_run
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("feature", [math.nan, math.inf])
+def test_what_the_map_holds_does_not_reach_a_sample_outside(feature: float, groups: int) -> None:
+    tensors = Case(2, 2, (3, 4), (1, 2), groups=groups, n=1).tensors(torch.float32)
+    del tensors["bias"]
+    tensors["input"][:] = feature
+    tensors["offset"][:, 1::2] = torch.tensor([math.nan, 100, -100])
+    result = with_gradients(deform_conv2d, on_device(tensors), backend="triton")
+    assert not any(value.any() for value in result.values())
+
+
+@where_kernels_run
+@pytest.mark.parametrize("wanted", ["input", "offset", "weight", "mask"])
+def test_a_gradient_does_not_depend_on_which_others_are_asked_for(wanted: str) -> None:
+    case = Case(4, 3, (3, 4), (1, 2), n=1)
+    tensors = on_device(case.tensors(torch.float32))
+    expected = with_gradients(deform_conv2d, tensors, backend="triton")
+    leaves = {name: tensor.clone().requires_grad_(name == wanted) for name, tensor in tensors.items()}
+    output = deform_conv2d(**leaves, backend="triton")
+    generator = torch.Generator().manual_seed(1)
+    output.backward(torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output))
+    torch.testing.assert_close(leaves[wanted].grad, expected[wanted])
+    assert all(leaf.grad is None for name, leaf in leaves.items() if name != wanted)
+
+
+@where_kernels_run
+def test_deterministic_algorithms_have_the_same_gradients_and_repeat() -> None:
+    tensors = on_device(Case(4, 3, (3, 4), (1, 2), offset_groups=2, n=1).tensors(torch.float32))
+    expected = with_gradients(deform_conv2d, tensors, backend="triton")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (with_gradients(deform_conv2d, tensors, backend="triton") for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5)
+        assert torch.equal(first[name], second[name])
+
+
+@where_kernels_run
+def test_a_compiled_convolution_trains_as_one_graph() -> None:
+    case = Case(4, 3, (3, 4), (1, 2), n=1)
+    tensors = on_device(case.tensors(torch.float32))
+
+    def compiled(**arguments: Tensor) -> Tensor:
+        backend = "aot_eager" if INTERPRETED else "inductor"
+        return torch.compile(deform_conv2d, fullgraph=True, backend=backend)(**arguments, backend="triton")
+
+    expected = with_gradients(deform_conv2d, tensors, backend="triton")
+    for name, value in with_gradients(compiled, tensors).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@where_kernels_run
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_operators_keep_the_rules_of_custom_operators(masked: bool) -> None:
+    from segdcn.ops import triton_conv
+
+    tensors = on_device(Case(4, 3, (3, 4), (1, 2), offset_groups=2, n=1).tensors(torch.float32))
+    arguments = [tensors[name].requires_grad_() for name in ("input", "offset", "weight", "mask")]
+    arguments[3:] = arguments[3:] if masked else [None]
+    geometry = [[1, 1], [0, 0], [1, 1]]
+    torch.library.opcheck(triton_conv.triton_conv2d, (*arguments, *geometry))
+    grad = torch.randn(1, 3, 3, 3, device=DEVICE)
+    plain = [None if tensor is None else tensor.detach() for tensor in arguments]
+    torch.library.opcheck(triton_conv.triton_conv2d_backward_data, (grad, *plain, *geometry, True, True))
+    torch.library.opcheck(triton_conv.triton_conv2d_backward_weight, (grad, *plain, *geometry))
+
+
+@where_kernels_run
+def test_float64_is_refused() -> None:
+    tensors = on_device(Case(4, 3, (5, 7)).tensors())
+    with pytest.raises(ValueError, match=r"backend triton computes in float32 or half precision, got torch.float64"):
+        deform_conv2d(**tensors, backend="triton")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="it runs on a CPU")
+def test_a_cpu_is_refused() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="backend triton needs input on a CUDA device, got cpu; take another backend"):
+        deform_conv2d(**Case(4, 3, (5, 7)).tensors(torch.float32), backend="triton")
+
+
+def test_a_machine_without_triton_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "segdcn.ops.triton_sampling", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ValueError, match="backend triton needs the package triton, which PyTorch for CUDA brings"):
+        deform_conv2d(**Case(4, 3, (5, 7)).tensors(torch.float32), backend="triton")
