@@ -11,14 +11,14 @@ Legend: N batch, H x W input map, C channels, G groups, Ho x Wo output map, K ke
 # no "from __future__ import annotations": torch.library.custom_op reads the annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.ops.checks import IntPair, check_least, check_tensors, output_size, two
+from segdcn.ops.checks import IntPair, check_least, check_tensors, check_triton, output_size, two
 from segdcn.ops.sampling import (
     Bags,
     Points,
@@ -36,7 +36,7 @@ from segdcn.ops.sampling import (
     table_row,
 )
 
-AggregateBackend = Literal["auto", "gather", "grid_sample"]
+AggregateBackend = Literal["auto", "gather", "grid_sample", "triton"]
 
 TILE = 1 << 16  # samples that are looked at together: their corners and weights stay in the cache
 
@@ -65,7 +65,8 @@ def deform_aggregate(
     Samples that are not finite or lie a pixel or more outside the map are zero, with a zero gradient. Coordinates are
     float32 at least, the result is of the dtype of ``input``.
     backend: ``gather`` is the way of all our operators, ``grid_sample`` a graph of common operators; ``auto`` is
-    gather, but grid_sample while a graph is exported, since ONNX has no such operator.
+    gather, but grid_sample while a graph is exported, since ONNX has no such operator. ``triton`` is for a GPU with the
+    package triton, not for float64 (see triton_aggregate.py); under deterministic algorithms it is gather.
 
     Raises: ValueError that names the argument when a shape, dtype or device does not fit, before any kernel runs.
     Source: DCNv3: Wang et al. 2023 (InternImage), section 3.1, equation 2; DCNv4, masks of any size: Xiong et al. 2024,
@@ -75,12 +76,19 @@ def deform_aggregate(
     check_tensors(input, {}, {"offset": offset, "mask": mask})
     _check_shapes(input, offset, mask, kernel, stride, padding, dilation, remove_center)
     if backend not in get_args(AggregateBackend):
-        raise ValueError(f"backend must be auto, gather or grid_sample, got {backend!r}")
+        raise ValueError(f"backend must be auto, gather, grid_sample or triton, got {backend!r}")
     exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
     settings = (list(kernel), list(stride), list(padding), list(dilation), float(offset_scale), bool(remove_center))
     if backend == "grid_sample" or (backend == "auto" and exporting):
         return _by_grid_sample(input, offset, mask, *settings)
-    output: Tensor = _aggregate(input, offset, mask, *settings)
+    aggregate: Callable[..., Any] = _aggregate
+    if backend == "triton":
+        check_triton(input)
+        from segdcn.ops.triton_aggregate import triton_aggregate  # not every machine has Triton
+
+        if not torch.are_deterministic_algorithms_enabled():
+            aggregate = triton_aggregate
+    output: Tensor = aggregate(input, offset, mask, *settings)
     return output
 
 

@@ -17,7 +17,7 @@ from segdcn.ops import DCNv3, DCNv4, aggregate, deform_aggregate
 from segdcn.ops.aggregate import AggregateBackend
 
 BACKENDS = ("gather", "grid_sample")
-assert {*BACKENDS, "auto"} == set(get_args(AggregateBackend))
+assert {*BACKENDS, "auto", "triton"} == set(get_args(AggregateBackend))  # test_triton.py has the kernels of Triton
 
 
 def aggregate_loop(
@@ -227,7 +227,7 @@ def test_the_operator_keeps_the_rules_of_custom_operators() -> None:
         ({"padding": -1}, "padding must be 0 or more"),
         ({"kernel_size": 9}, "smaller than the kernel"),
         ({"kernel_size": 2, "remove_center": True}, "odd and not 1 x 1"),
-        ({"backend": "cuda"}, "backend must be auto, gather or grid_sample"),
+        ({"backend": "cuda"}, "backend must be auto, gather, grid_sample or triton"),
     ],
 )
 def test_a_wrong_argument_is_told_by_its_name(changes: dict[str, Any], message: str) -> None:

@@ -6,14 +6,16 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from test_aggregate import aggregate_loop, some
 from test_deform_conv import Case, with_gradients
 from torch import Tensor
 
-from segdcn.ops import deform_conv2d
+from segdcn.ops import deform_aggregate, deform_conv2d
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -186,6 +188,121 @@ def test_the_operators_keep_the_rules_of_custom_operators(masked: bool) -> None:
     plain = [None if tensor is None else tensor.detach() for tensor in arguments]
     torch.library.opcheck(triton_conv.triton_conv2d_backward_data, (grad, *plain, *geometry, True, True))
     torch.library.opcheck(triton_conv.triton_conv2d_backward_weight, (grad, *plain, *geometry))
+
+
+# Deformable aggregation
+
+AGGREGATIONS = {
+    "two groups": {"size": (3, 4), "images": 1},
+    "without its centre": {"remove_center": True, "size": (3, 3), "images": 1},
+    "not square": {
+        "kernel": (3, 2),
+        "stride": (2, 1),
+        "padding": (1, 0),
+        "dilation": (1, 2),
+        "groups": 3,
+        "size": (4, 3),
+        "images": 1,
+    },
+    "a group wider than a tile": {"kernel": (1, 2), "padding": (0, 0), "channels": 140, "size": (2, 3), "images": 1},
+    "one channel in each group": {"kernel": (2, 2), "padding": (0, 0), "channels": 3, "groups": 3},
+    "no images": {"images": 0},
+}
+
+
+def geometry_of(settings: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    defaults = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    return tuple(settings.get(name, default) for name, default in defaults.items())
+
+
+def aggregated(maps: Tensor, offset: Tensor, mask: Tensor, settings: dict[str, Any], backend: Any) -> dict[str, Tensor]:
+    geometry, remove_center = geometry_of(settings), settings.get("remove_center", False)
+
+    names = ("kernel_size", "stride", "padding", "dilation")
+    given = {"input": maps, "offset": offset, "mask": mask}
+    return with_gradients(
+        lambda **tensors: deform_aggregate(
+            **tensors,
+            **dict(zip(names, geometry, strict=True)),
+            offset_scale=1.5,
+            remove_center=remove_center,
+            backend=backend,
+        ),
+        {name: tensor.detach() for name, tensor in given.items()},
+    )
+
+
+@where_kernels_run
+@pytest.mark.parametrize("settings", AGGREGATIONS.values(), ids=AGGREGATIONS)
+def test_aggregation_is_its_definition_and_gradients_equal_grid_sample(settings: dict[str, Any]) -> None:
+    given = [tensor.detach().float() for tensor in some(**settings)]
+    ours = aggregated(*(tensor.to(DEVICE) for tensor in given), settings, "triton")
+    assert_same(ours, aggregated(*(tensor.double() for tensor in given), settings, "grid_sample"), 1e-5)
+    loop = aggregate_loop(*given, *geometry_of(settings), 1.5, settings.get("remove_center", False))
+    assert_same({"output": ours["output"]}, {"output": loop}, 1e-5)
+
+
+@where_kernels_run
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_half_precision_maps_are_read_at_exact_points(dtype: torch.dtype, rounding: float) -> None:
+    settings = {"kernel": (1, 2), "stride": (1, 17), "padding": (0, 0), "size": (2, 300), "channels": 4}
+    maps, offset, mask = (tensor.detach().float() for tensor in some(**settings))
+    expected = aggregated(maps.to(dtype).double(), offset.double(), mask.double(), settings, "grid_sample")
+    ours = aggregated(maps.to(DEVICE, dtype), offset.to(DEVICE), mask.to(DEVICE), settings, "triton")
+    assert ours["output"].dtype == ours["input"].dtype == dtype
+    assert_same(ours, expected, 4 * rounding)
+
+
+@where_kernels_run
+def test_wild_offsets_of_an_aggregation_contribute_nothing() -> None:
+    settings = {"kernel": (1, 2), "padding": (0, 0), "size": (3, 3), "images": 1}
+    maps, offset, mask = (tensor.detach().float() for tensor in some(**settings))
+    maps[:, 1:] = math.inf  # what no sample reads
+    offset[..., 1::2] = -100.0
+    offset[:, 0, 0, ::2] = torch.tensor([math.nan, math.inf, -math.inf, 1e30])
+    result = aggregated(maps.to(DEVICE), offset.to(DEVICE), mask.to(DEVICE), settings, "triton")
+    assert not any(value.any() for value in result.values())
+
+
+@where_kernels_run
+def test_a_compiled_aggregation_trains_as_one_graph() -> None:
+    inputs = [tensor.detach().float().to(DEVICE).requires_grad_() for tensor in some(size=(2, 2), images=1)]
+    backend = "aot_eager" if INTERPRETED else "inductor"
+    compiled = torch.compile(deform_aggregate, fullgraph=True, backend=backend)
+    results = []
+    for function in (deform_aggregate, compiled):
+        output = function(*inputs, padding=1, backend="triton")
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@where_kernels_run
+def test_deterministic_aggregation_is_gather() -> None:
+    inputs = [tensor.detach().float().to(DEVICE).requires_grad_() for tensor in some(size=(2, 3), images=1)]
+    torch.use_deterministic_algorithms(True)
+    try:
+        outputs = [deform_aggregate(*inputs, padding=1, backend=backend) for backend in ("triton", "gather")]
+        gradients = [torch.autograd.grad(output.square().sum(), inputs) for output in outputs]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*outputs)
+    assert all(map(torch.equal, *gradients))
+
+
+@where_kernels_run
+def test_the_aggregation_operators_keep_the_rules_of_custom_operators() -> None:
+    from segdcn.ops import triton_aggregate
+
+    settings = ([1, 2], [1, 1], [0, 0], [1, 1], 1.5, False)
+    tensors = some(kernel=(1, 2), padding=(0, 0), size=(2, 3), images=1)
+    inputs = [tensor.detach().float().to(DEVICE).requires_grad_() for tensor in tensors]
+    torch.library.opcheck(triton_aggregate.triton_aggregate, (*inputs, *settings))
+    grad = torch.randn(1, 2, 2, 6, device=DEVICE)
+    plain = [tensor.detach() for tensor in inputs]
+    torch.library.opcheck(triton_aggregate.triton_aggregate_backward, (grad, *plain, *settings, True, True))
+
+
+# What is refused
 
 
 @where_kernels_run
