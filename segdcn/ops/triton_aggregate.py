@@ -29,6 +29,8 @@ from segdcn.ops.triton_sampling import (
     wrap_triton,
 )
 
+MAP_SIZES = ["bags", "rows", "columns", "height", "width"]  # a kernel is not compiled anew for multiples of 16
+
 
 @triton.jit
 def _sample(dy, dx, factor, b, b_valid, k, rows, columns, height, width, groups, channels, offset_scale,
@@ -48,7 +50,7 @@ def _sample(dy, dx, factor, b, b_valid, k, rows, columns, height, width, groups,
     return cell + b % groups * channels, v00, v01, v10, v11, down, right, inside, tl.where(inside, factor, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAP_SIZES)
 def _forward(x_ptr, offset_ptr, mask_ptr, out_ptr, bags, rows, columns, height, width, groups, channels, offset_scale,
              KH: tl.constexpr, KW: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, PY: tl.constexpr,
              PX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr, REMOVE_CENTER: tl.constexpr,
@@ -72,7 +74,7 @@ def _forward(x_ptr, offset_ptr, mask_ptr, out_ptr, bags, rows, columns, height, 
              mask=b_valid[:, None] & c_valid[None, :])  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAP_SIZES)
 def _backward(x_ptr, offset_ptr, mask_ptr, grad_ptr, by_x_ptr, by_offset_ptr, by_mask_ptr, bags, rows, columns, height,
               width, groups, channels, offset_scale, KH: tl.constexpr, KW: tl.constexpr, SY: tl.constexpr,
               SX: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,

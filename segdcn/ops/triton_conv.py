@@ -16,6 +16,7 @@ and outputs, in channels; offset_groups; segment, in channels. BM positions, BN 
 # no "from __future__ import annotations": torch.library reads the annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from segdcn.ops.triton_sampling import (
     wrap_triton,
 )
 
+MAP_SIZES = ["positions", "area", "columns", "height", "width"]
 PROGRAMS = 1024  # of the gradient by the weights, at least: few of them share the positions out
 
 
@@ -54,13 +56,17 @@ TILES = [
 ]
 
 
-def _tuned(**options: Any) -> Any:
-    """The tiles are timed at the first call for each shape of the weights; the fastest one stays."""
-    return triton.autotune(
+def _tuned(**options: Any) -> Callable[[Callable[..., None]], Any]:
+    """A kernel whose tiles are timed at the first call for each shape of the weights; the fastest one stays.
+
+    It is not compiled anew for sizes of a map that are multiples of 16.
+    """
+    tune = triton.autotune(
         [_tile(16, 16, 16, 1, 1)] if INTERPRETED else TILES,
         key=["inputs", "outputs", "segment", "DEPTHWISE"],
         **options,
     )
+    return lambda kernel: tune(triton.jit(kernel, do_not_specialize=MAP_SIZES))
 
 
 # What depends on the sizes alone, then what depends on the offsets: a helper that loaded those itself would leave
@@ -87,7 +93,6 @@ def _sample(dy, dx, factor, image, q, tap, p_valid, columns, height, width, chan
 
 
 @_tuned()
-@triton.jit
 def _forward(x_ptr, offset_ptr, mask_ptr, weight_ptr, out_ptr, positions, area, columns, height, width, groups, inputs,
              outputs, offset_groups, segment, KW: tl.constexpr, TAPS: tl.constexpr, SY: tl.constexpr,
              SX: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, DY: tl.constexpr, DX: tl.constexpr,
@@ -135,7 +140,6 @@ def _forward(x_ptr, offset_ptr, mask_ptr, weight_ptr, out_ptr, positions, area, 
 
 
 @_tuned(reset_to_zero=["by_x_ptr"])
-@triton.jit
 def _backward_data(x_ptr, offset_ptr, mask_ptr, weight_ptr, grad_ptr, by_x_ptr, by_offset_ptr, by_mask_ptr, positions,
                    area, columns, height, width, groups, inputs, outputs, offset_groups, segment, KW: tl.constexpr,
                    TAPS: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
@@ -201,7 +205,6 @@ def _backward_data(x_ptr, offset_ptr, mask_ptr, weight_ptr, grad_ptr, by_x_ptr, 
 
 
 @_tuned()
-@triton.jit
 def _backward_weight(x_ptr, offset_ptr, mask_ptr, grad_ptr, sums_ptr, positions, area, columns, height, width, groups,
                      inputs, outputs, offset_groups, segment, parts, KW: tl.constexpr, TAPS: tl.constexpr,
                      SY: tl.constexpr, SX: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, DY: tl.constexpr,

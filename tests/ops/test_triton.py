@@ -45,15 +45,51 @@ def test_all_by_the_interpreter() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-rs", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout
+
+
+POINTERS_TO_FLOAT32 = {"offset_ptr", "mask_ptr", "by_x_ptr", "by_offset_ptr", "by_mask_ptr", "sums_ptr"}
+SETTINGS = {
+    "conv": {"KW": 3, "TAPS": 9, "MASKED": True, "DEPTHWISE": False, "PRECISION": "tf32", "BM": 64, "BN": 64, "BK": 32},
+    "depthwise": {"KW": 3, "TAPS": 9, "MASKED": False, "DEPTHWISE": True, "PRECISION": "ieee"}
+    | {"BM": 64, "BN": 16, "BK": 16},
+    "aggregate": {"KH": 3, "KW": 3, "REMOVE_CENTER": True, "BM": 64, "BL": 16},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_kernels_compile_for_a_gpu_that_need_not_be_here(settings: str, dtype: str) -> None:
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from segdcn.ops import triton_aggregate, triton_conv
+
+    constants = SETTINGS[settings] | dict.fromkeys(("SY", "SX", "PY", "PX", "DY", "DX"), 1)
+    constants |= {"FOR_INPUT": True, "FOR_POINTS": True}
+    tuned = (triton_conv._forward, triton_conv._backward_data, triton_conv._backward_weight)
+    conv = [kernel.fn for kernel in tuned]
+    for kernel in [triton_aggregate._forward, triton_aggregate._backward] if settings == "aggregate" else conv:
+        signature: dict[str, str] = {}
+        for name in kernel.arg_names:
+            pointer = f"*{'fp32' if name in POINTERS_TO_FLOAT32 else dtype}" if name.endswith("_ptr") else None
+            scalar = "fp32" if name == "offset_scale" else "i32"
+            signature[name] = "constexpr" if name in constants else pointer or scalar
+        values = {(kernel.arg_names.index(name),): value for name, value in constants.items() if name in signature}
+        compiled = triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 80, 32))
+        assert compiled.asm["cubin"]
+        assert ("mma" in compiled.asm["ptx"]) == (settings == "conv")
 
 
 # Deformable convolution
 
 CASES = {
-    "plain": Case(20, 18, (4, 5), (2, 2), n=1),  # more channels than a tile, and no multiple of it
+    "more channels than a tile": Case(20, 18, (4, 5), (2, 2), n=1),
     "not square": Case(4, 3, (7, 6), (3, 2), (2, 1), (1, 0), (1, 2), offset_groups=2, n=1),
     "groups across offset groups": Case(12, 4, (3, 4), (1, 2), groups=2, offset_groups=3),
     "depthwise": Case(6, 6, (3, 5), (2, 2), padding=(1, 0), groups=6, offset_groups=2, n=1),
@@ -61,6 +97,16 @@ CASES = {
     "positions of several parts": Case(2, 3, (18, 17), (1, 1), n=1),
     "no images": Case(4, 3, (5, 7), n=0),
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the time that compiling all of them takes."""
+    if torch.cuda.is_available():
+        from segdcn.ops import triton_conv
+
+        for kernel in (triton_conv._forward, triton_conv._backward_data, triton_conv._backward_weight):
+            monkeypatch.setattr(kernel, "configs", kernel.configs[:1])
 
 
 def on_device(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,18 +121,38 @@ def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance:
         assert (difference <= tolerance * value.abs().max().clamp(min=1) if value.numel() else difference).all(), name
 
 
-@where_kernels_run
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_value_and_gradients_equal_torchvision(case: Case, masked: bool) -> None:
+def assert_torchvision_agrees(case: Case, masked: bool = True) -> None:
     tensors = case.tensors(torch.float32)
     if not masked:
         del tensors["mask"]
-    expected = with_gradients(
-        torchvision.ops.deform_conv2d, {name: tensor.double() for name, tensor in tensors.items()}, **case.geometry
-    )
+    wide = {name: tensor.double() for name, tensor in tensors.items()}
+    expected = with_gradients(torchvision.ops.deform_conv2d, wide, **case.geometry)
     ours = with_gradients(deform_conv2d, on_device(tensors), backend="triton", **case.geometry)
     assert_same(ours, expected, 1e-5)
+
+
+@where_kernels_run
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_value_and_gradients_equal_torchvision(case: Case) -> None:
+    assert_torchvision_agrees(case)
+
+
+@where_kernels_run
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_value_and_gradients_without_a_mask_equal_torchvision(groups: int) -> None:
+    assert_torchvision_agrees(Case(4, 4, (3, 4), (1, 2), groups=groups, n=1), masked=False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("groups", [1, 2, 96])
+@pytest.mark.parametrize("tile", [0, 1, 2, 3, 4, None], ids=lambda tile: "timed" if tile is None else str(tile))
+def test_the_tile_does_not_matter(tile: int | None, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segdcn.ops import triton_conv
+
+    tiles = triton_conv.TILES if tile is None else triton_conv.TILES[tile : tile + 1]
+    for kernel in (triton_conv._forward, triton_conv._backward_data, triton_conv._backward_weight):
+        monkeypatch.setattr(kernel, "configs", tiles)
+    assert_torchvision_agrees(Case(96, 192, (13, 11), padding=(1, 1), groups=groups, n=3))
 
 
 @where_kernels_run
@@ -179,12 +245,12 @@ def test_a_compiled_convolution_trains_as_one_graph() -> None:
 def test_the_operators_keep_the_rules_of_custom_operators(masked: bool) -> None:
     from segdcn.ops import triton_conv
 
-    tensors = on_device(Case(4, 3, (3, 4), (1, 2), offset_groups=2, n=1).tensors(torch.float32))
+    tensors = on_device(Case(2, 3, (2, 4), (1, 2), n=1).tensors(torch.float32))
     arguments = [tensors[name].requires_grad_() for name in ("input", "offset", "weight", "mask")]
     arguments[3:] = arguments[3:] if masked else [None]
     geometry = [[1, 1], [0, 0], [1, 1]]
     torch.library.opcheck(triton_conv.triton_conv2d, (*arguments, *geometry))
-    grad = torch.randn(1, 3, 3, 3, device=DEVICE)
+    grad = torch.randn(1, 3, 2, 3, device=DEVICE)
     plain = [None if tensor is None else tensor.detach() for tensor in arguments]
     torch.library.opcheck(triton_conv.triton_conv2d_backward_data, (grad, *plain, *geometry, True, True))
     torch.library.opcheck(triton_conv.triton_conv2d_backward_weight, (grad, *plain, *geometry))
