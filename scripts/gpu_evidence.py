@@ -157,7 +157,8 @@ def trainings(setting: Setting) -> Rows:
         yield from _waits(setting)
     if setting.camvid is not None:
         recipe = ("experiment=camvid_gpu", f"dataset.root={setting.camvid}")
-        small = ("trainer.accelerator=cpu", "trainer.max_steps=2", "model.weights=null", "datamodule.crop_size=[64,96]")
+        small = ("trainer.accelerator=cpu", "model.weights=null", "datamodule.crop_size=[64,96]", "trainer.max_steps=2")
+        small += ("trainer.precision=32-true", "trainer.limit_val_batches=2", "model.backbone=resnet_tiny")
         yield _trained(setting, "experiment=camvid_gpu", *recipe, *(small if setting.reduced else ()))
 
 
@@ -261,6 +262,7 @@ def main() -> None:
     if options.part:
         measure(options)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended too
     ends = time.monotonic() + 60 * options.minutes
     if not torch.cuda.is_available() and not options.reduced:
         print("no GPU: everything is tiny (--reduced), times say nothing", flush=True)
@@ -394,7 +396,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together (default: 8)")
     parser.add_argument("--output", type=Path, default=Path("gpu_evidence"), help="folder (default: gpu_evidence)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--camvid", type=Path, help="the folder of CamVid, for experiment=camvid_gpu")
+    here = os.environ.get("SEGDCN_CAMVID")
+    parser.add_argument("--camvid", type=Path, default=here, help="CamVid's folder (default: $SEGDCN_CAMVID)")
     parser.add_argument("--reduced", action="store_true", help="everything tiny, on the CPU")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what the command starts itself with
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
