@@ -44,6 +44,7 @@ RUN = (
     "model.deform.layers=1",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
     "logger=none",
     "name=test",
 )
