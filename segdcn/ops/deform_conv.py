@@ -74,7 +74,7 @@ def deform_conv2d(
     if 0 in weight.shape[:2]:
         return without_channels(input, weight, bias, offset.shape[2:], offset, *([] if mask is None else [mask]))
     if backend == "auto":
-        backend = "gather" if _gather_is_faster(input) else "torchvision"
+        backend = "gather" if _gather_is_faster(input, weight) else "torchvision"
     if backend == "torchvision":
         return _torchvision(input, offset, weight, bias, stride, padding, dilation, mask)
     convolve: Callable[..., Any] = gather_conv2d if backend == "gather" else grid_sample_conv2d
@@ -87,14 +87,17 @@ def deform_conv2d(
     return output if bias is None else output + bias.view(-1, 1, 1)
 
 
-def _gather_is_faster(input: Tensor) -> bool:
+def _gather_is_faster(input: Tensor, weight: Tensor) -> bool:
     """On a CPU 3 to 6 times, with backward 8 to 15, depthwise 11 and 28 (segdcn-benchmark; docs/operators.md).
 
-    On CUDA torchvision's kernel is, but for depthwise convolutions (docs/gpu.md); triton's, which was never timed
-    there, has to be asked for. A graph that is exported keeps the operator that ONNX has a node for.
+    On an NVIDIA H100 (26 November 2026, docs/gpu.md) torchvision's kernel is, but for depthwise convolutions, of which
+    it multiplies each channel by itself: 1.0 to 1.6 times in float32, 1.4 to 2.1 in bfloat16. triton's, which was never
+    timed there, has to be asked for. A graph that is exported keeps the operator that ONNX has a node for.
     """
-    exporting = torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
-    return input.device.type == "cpu" and not exporting
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        return False
+    depthwise_on_gpu = input.is_cuda and weight.shape[1] == 1 and input.dtype in (torch.float32, torch.bfloat16)
+    return input.device.type == "cpu" or depthwise_on_gpu
 
 
 def _torchvision(

@@ -18,7 +18,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segdcn.ops import DeformConv2d, deform_conv2d, gather_conv
 from segdcn.ops.deform_conv import Backend
@@ -382,6 +384,30 @@ def test_a_wrong_dtype_or_device_is_told_by_the_argument_s_name(
 def test_a_wrong_setting_is_told_by_its_name(backend: Backend, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         deform_conv2d(**Case(4, 3, (5, 7)).tensors(), backend=backend, **setting)
+
+
+@pytest.mark.parametrize(
+    ("device", "groups", "dtype", "operator"),
+    [
+        ("cpu", 1, torch.float32, "segdcn::gather_conv2d"),
+        ("cuda", 1, torch.float32, "torchvision::deform_conv2d"),
+        ("cuda", 4, torch.float32, "segdcn::gather_conv2d"),
+        ("cuda", 4, torch.bfloat16, "segdcn::gather_conv2d"),
+        ("cuda", 4, torch.float16, "torchvision::deform_conv2d"),  # never timed
+    ],
+)
+def test_auto_is_what_was_faster(device: str, groups: int, dtype: torch.dtype, operator: str) -> None:
+    called = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            called.append(function.name())
+            return function(*arguments, **(options or {}))
+
+    with FakeTensorMode(), Recorder():
+        input, weight = torch.empty(1, 4, 5, 5, device=device), torch.empty(4, 4 // groups, 3, 3, device=device)
+        deform_conv2d(input.to(dtype), torch.empty(1, 18, 3, 3, device=device), weight.to(dtype))
+    assert operator in called
 
 
 def test_an_unknown_backend_is_refused() -> None:
