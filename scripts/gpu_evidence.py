@@ -25,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ from segdcn.runs.files import write_json, write_text
 CHECKOUT = Path(__file__).resolve().parents[1]
 BACKENDS = ("torchvision", "gather", "grid_sample", "triton")  # first the one to compare with, last the newest
 GRACE = 20.0  # seconds that a part may take for its last row
+ENDING = 3.0  # seconds that what a part has started may take to end, once it is told
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,23 @@ class Setting:
 
     def command(self, *arguments: str) -> tuple[float, str]:
         """Run a command of Python; its seconds, and what it printed. Raises: RuntimeError with its last line."""
-        started = time.monotonic()
-        ended = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=_environment(), timeout=self.left()
-        )
-        if ended.returncode:
-            said = _last_line(ended.stderr) or _last_line(ended.stdout)
-            raise RuntimeError(said.removeprefix("error: ") or f"status {ended.returncode}")
-        return time.monotonic() - started, ended.stdout + ended.stderr
+        began = time.monotonic()
+        with subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(),
+        ) as started:
+            try:
+                printed, errors = started.communicate(timeout=self.left())
+            except subprocess.TimeoutExpired:
+                started.terminate()  # not killed: a sweep tells its jobs, which have sessions of their own
+                raise
+        if started.returncode:
+            said = _last_line(errors) or _last_line(printed)
+            raise RuntimeError(said.removeprefix("error: ") or f"status {started.returncode}")
+        return time.monotonic() - began, errors + printed
 
     def left(self) -> float:
         """Seconds."""
@@ -206,8 +216,11 @@ def _kill_after_an_epoch(setting: Setting, run: Path, *settings: str) -> None:
     while started.poll() is None and not (run / "checkpoints" / "last.ckpt").exists() and setting.left() > 1:
         time.sleep(0.02)
     time.sleep(0 if setting.reduced else 1)  # into the next epoch
-    started.send_signal(signal.SIGKILL)
+    ended = started.poll()
+    started.kill()
     started.wait()
+    if ended is not None:
+        raise RuntimeError(f"the run that was to be killed had ended before, with status {ended}")
 
 
 def _epochs(run: Path) -> dict[str, Any]:
@@ -279,18 +292,21 @@ def main() -> None:
         print(f"{name}: {seconds:.0f} s", flush=True)
         crashed = not run_part(options, name, seconds)
         if crashed and not PARTS[name].needs:
-            run_part(options, name, seconds, "--without", "triton")  # the newest kernels, and the likeliest cause
+            seconds = min(seconds, ends - time.monotonic())
+            run_part(options, name, seconds, without="triton")  # the newest kernels, and the likeliest cause
     print(f"written: {options.output / 'evidence.json'}, {options.output / 'tables.md'}")
 
 
-def run_part(options: argparse.Namespace, name: str, seconds: float, *more: str) -> bool:
+def run_part(options: argparse.Namespace, part: str, seconds: float, without: str | None = None) -> bool:
     """Run a part in a process of its own; whether it went well, though it may have been cut short."""
+    name = _called(part, without)
     if seconds < 1:
         put(options.output, name, {"left_out": "time was up"})
         return True
-    command = [sys.executable, __file__, "--part", name, "--seconds", f"{seconds:.1f}", "--output", str(options.output)]
-    command += [*(["--reduced"] if options.reduced else []), *more]
+    command = [sys.executable, __file__, "--part", part, "--seconds", f"{seconds:.1f}", "--output", str(options.output)]
+    command += ["--reduced"] if options.reduced else []
     command += ["--camvid", str(options.camvid)] if options.camvid else []
+    command += ["--without", without] if without else []
     with subprocess.Popen(command, start_new_session=True) as started:
         try:
             status = started.wait(seconds + GRACE)
@@ -298,6 +314,8 @@ def run_part(options: argparse.Namespace, name: str, seconds: float, *more: str)
             status = None
         finally:
             if started.poll() is None:
+                os.killpg(started.pid, signal.SIGTERM)
+                time.sleep(ENDING)
                 os.killpg(started.pid, signal.SIGKILL)
     found = evidence(options.output).get(name, {})
     if status != 0 and "error" not in found:
@@ -310,10 +328,10 @@ def measure(options: argparse.Namespace) -> None:
     """One part, written row by row."""
     until = time.monotonic() + options.seconds
     device = torch.device("cpu" if options.reduced else "cuda")
-    found = {name: why for name, why in working_backends(device).items() if name != options.without}
-    usable = sorted((name for name, why in found.items() if why is None), key=BACKENDS.index)
+    found = working_backends(device, [name for name in BACKENDS if name != options.without])
+    usable = [name for name, why in found.items() if why is None]
     missing = {name: why for name, why in found.items() if why is not None}
-    name = f"{options.part}, without {options.without}" if options.without else options.part
+    name = _called(options.part, options.without)
     part: dict[str, Any] = {"rows": []}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -364,7 +382,7 @@ def evidence(folder: Path) -> dict[str, Any]:
 
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures depend on."""
-    versions = {name: metadata.version(name) for name in ("torchvision", "triton") if find_spec(name)}
+    versions = {name: import_module(name).__version__ for name in ("torchvision", "triton") if find_spec(name)}
     return {
         **environment(seed=0),
         "torch": torch.__version__,
@@ -373,6 +391,10 @@ def conditions(options: argparse.Namespace) -> dict[str, Any]:
         "reduced": options.reduced,
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _called(part: str, without: str | None) -> str:
+    return f"{part}, without {without}" if without else part
 
 
 def _why_not(part: Part) -> str | None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
+import subprocess
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running import process
+
+from segdcn.benchmarks import agreement
+from segdcn.runs.files import write_json
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_evidence.py"
 
@@ -69,6 +76,53 @@ def test_what_a_part_finds_before_it_fails_is_kept_with_its_error(
     assert tables.startswith("device mine\n\n## Killed and resumed\n")
     assert "| first | 1.5 |" in tables
     assert tables.endswith("error: no memory left\n")
+
+
+def test_without_a_backend_it_is_not_even_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose kernels end the process would end the second try too."""
+    script, tried = runpy.run_path(str(SCRIPT)), []
+    monkeypatch.setattr(agreement, "deform_conv2d", lambda *_, backend, **__: tried.append(backend))
+    script["put"](tmp_path, "conditions", {})
+    monkeypatch.setitem(script["PARTS"], "right", script["PARTS"]["right"]._replace(measure=lambda setting: iter(())))
+    options = Namespace(part="right", seconds=60, output=tmp_path, reduced=True, without="triton", camvid=None)
+    script["measure"](options)
+    assert tried == ["torchvision", "gather", "grid_sample"]
+    assert "right, without triton" in json.loads((tmp_path / "evidence.json").read_text())
+
+
+WAITING = """
+import pathlib, signal, sys, time
+ready, told = map(pathlib.Path, sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(told.touch()))
+ready.touch()
+time.sleep(60)
+"""
+
+
+def test_a_command_for_which_there_is_no_time_is_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, told = tmp_path / "ready", tmp_path / "told"
+
+    def left(setting: Any) -> float:
+        while not ready.exists():
+            time.sleep(0.01)
+        return 0.01
+
+    kind = runpy.run_path(str(SCRIPT))["Setting"]
+    monkeypatch.setattr(kind, "left", left)
+    with pytest.raises(subprocess.TimeoutExpired):
+        kind(torch.device("cpu"), True, {}, [], 0.0, tmp_path, None).command("-c", WAITING, str(ready), str(told))
+    assert told.exists()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_no_number_is_the_largest_difference_and_can_be_written(tmp_path: Path, wrong: float) -> None:
+    expected = {"output": torch.ones(2), "input": torch.ones(2), "weight": torch.ones(2)}
+    found = expected | {"input": torch.tensor([1.0, wrong]), "weight": torch.tensor([1.0, 1.5])}
+    name, difference = agreement.largest_difference(found, expected)
+    assert name == "input"
+    assert math.isnan(difference)
+    write_json(tmp_path / "a.json", {"difference": difference})
+    assert agreement.largest_difference({**found, "input": torch.ones(2)}, expected) == ("weight", 0.5)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
-from segdcn.benchmarks.agreement import tensor_float_32
+from segdcn.benchmarks.agreement import largest_difference, tensor_float_32
 from segdcn.benchmarks.stopwatch import Candidate, compare, plain_figures
 from segdcn.errors import first_line
 from segdcn.ops import deform_aggregate, deform_conv2d, deform_ps_roi_pool, deform_roi_pool
@@ -125,19 +125,18 @@ def layers_of_deeplab(
 def _differences(candidates: Sequence[Candidate]) -> tuple[dict[str, float], dict[str, str]]:
     """Of each backend from the first one, and why those that cannot be run here cannot."""
     differences, failed = {}, {}
-    expected: list[Tensor] | None = None
+    expected: dict[str, Tensor] = {}
     for one in candidates:
         try:
             output = one.run()
-            found = [output, *torch.autograd.grad(output, one.leaves, torch.ones_like(output))]
+            gradients = torch.autograd.grad(output, one.leaves, torch.ones_like(output))
         except Exception as error:  # of memory, of a compiler, ...
             failed[one.name] = first_line(error)
             continue
         if one.name != "conv2d":
+            found = {"output": output.detach(), **dict(zip(("input", "offset", "weight"), gradients, strict=True))}
             expected = expected or found
-            with torch.no_grad():
-                shares = [(a - b).abs().max() / b.abs().max() for a, b in zip(found, expected, strict=True)]
-            differences[one.name] = max(map(float, shares))
+            differences[one.name] = largest_difference(found, expected)[1]
     return differences, failed
 
 

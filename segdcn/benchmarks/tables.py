@@ -159,7 +159,7 @@ def agreement_table(rows: Sequence[dict[str, Any]]) -> str:
         for kind in kinds:
             of_kind = [row for row in rows if (row.get("dtype"), row.get("compiled")) == kind]
             checks = [row for row in of_kind if row["backend"] == backend and "right" in row]
-            known = [row["difference"] for row in checks if row.get("difference") is not None]
+            known = [d for row in checks if (d := row.get("difference")) is not None and not math.isnan(d)]
             worst = f", {max(known):.0e}" if known else ""
             cells.append(f"{sum(row['right'] for row in checks)} of {len(checks)}{worst}" if checks else "")
         lines.append([backend, *cells])
