@@ -25,7 +25,10 @@ from segdcn.training.optim import ADAMW, poly
 
 
 class MeanLoss(MeanMetric):
-    """torchmetrics' MeanMetric without its look for NaN, for which each step would wait for the device."""
+    """torchmetrics' MeanMetric without its look for NaN, for which each step would wait for the device.
+
+    Its own ``nan_strategy="disable"`` forgets the weights (1.9).
+    """
 
     def update(self, value: Tensor, weight: float) -> None:  # type: ignore[override]
         self.mean_value += value * weight

@@ -16,7 +16,8 @@ class Later:
     """
 
     def __init__(self, value: Tensor) -> None:
-        self._value = value.detach().to("cpu", non_blocking=True)
+        # of other devices than CUDA's a copy that is not waited for may be read before it is made
+        self._value = value.detach().to("cpu", non_blocking=value.is_cuda)
         self._there: torch.cuda.Event | None = None
         if value.is_cuda:
             self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
