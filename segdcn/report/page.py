@@ -99,7 +99,7 @@ class Page:
 
         Raises: UserError where a page with images is there, and this one has none.
         """
-        if not self.parts.get("gallery") and path.is_file() and '<section id="images">' in path.read_text("utf-8"):
+        if not self.parts.get("gallery") and path.is_file() and b'<section id="images">' in path.read_bytes():
             raise UserError(
                 f"{shown(path)} has images and would have none: {' '.join(self.notes)} Or --output FILE writes another"
             )

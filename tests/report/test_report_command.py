@@ -131,7 +131,10 @@ def test_a_page_with_images_is_not_replaced_by_one_without(make_run: Make, capsy
     assert call(main, str(run)) == 1
     assert re.search(r"^error: .*report.html has images .*best.ckpt.* --output FILE", capsys.readouterr().err)
     assert page.read_text() == before
-    assert call(main, str(run), "--output", str(run / "other.html")) == 0
+    other = run / "other.html"
+    other.write_bytes(b"\xff")  # no UTF-8
+    assert call(main, str(run), "--output", str(other)) == 0
+    assert "<html" in other.read_text(encoding="utf-8")
 
 
 def test_where_data_are_is_nothing_to_a_data_set_that_is_generated(make_run: Make) -> None:
