@@ -159,7 +159,9 @@ def _classes(run: DetectorRun, colours: Mapping[str, Colour]) -> dict[str, Any] 
 def _own_intervals(run: DetectorRun, kind: str) -> list[tuple[float, float]]:
     """Of each class; none where there was nothing kept, or of COCO's figures."""
     threshold = THRESHOLDS.get(f"m{kind}")
-    return [] if run.found is None or threshold is None else class_intervals(run.found, run.protocol, threshold)
+    if run.found is None or threshold is None or not run.record.by_class(kind):
+        return []
+    return class_intervals(run.found, run.protocol, threshold)
 
 
 def _differences(runs: Sequence[DetectorRun]) -> dict[tuple[str, str], Difference]:
@@ -181,13 +183,17 @@ def _class_intervals(
     """Of each class a text for each run: the interval of its AP, and that of the difference to the first run's."""
     texts: dict[str, list[str]] = {name: [] for run in runs for name in run.record.by_class(kind)}
     for run in runs if f"m{kind}" in THRESHOLDS else []:
-        own, difference = _own_intervals(run, kind), differences.get((f"m{kind}", run.name))
-        for number, found in enumerate(texts.values()):
+        class_names = [] if run.found is None else run.found.class_names  # in an order of its own
+        difference = differences.get((f"m{kind}", run.name))
+        own = dict(zip(class_names, _own_intervals(run, kind), strict=False))
+        changes = dict(zip(class_names, () if difference is None else difference.classes, strict=False))
+        for name, found in texts.items():
             parts = []
-            if own:
-                parts.append(f"{percent(own[number][0], 1)} – {percent(own[number][1], 1)}")
-            if difference is not None:
-                parts.append(f"difference {comparison.ends(*difference.classes[number])}")
+            if name in own:
+                low, high = own[name]
+                parts.append(f"{percent(low, 1)} – {percent(high, 1)}")
+            if name in changes:
+                parts.append(f"difference {comparison.ends(*changes[name])}")
             found.append(", ".join(parts))
     return texts
 

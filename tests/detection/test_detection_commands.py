@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -165,7 +166,8 @@ def test_several_runs_are_compared_by_what_was_found(
     second = Found(first.names, first.class_names, better, first.objects)
     write_found(other / "found.npz", second)
     figures = {f"val/{name}": value for name, value in voc_figures(second, "voc").items()}
-    (other / "metrics.json").write_text(json.dumps(json.loads((whole / "metrics.json").read_text()) | figures))
+    metrics = json.dumps(json.loads((whole / "metrics.json").read_text()) | figures)
+    (other / "metrics.json").write_text(metrics)
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(config.replace("name: test", "name: <b>other</b>"))
     assert call(report.main, str(whole), str(other)) == 0
@@ -180,10 +182,22 @@ def test_several_runs_are_compared_by_what_was_found(
     for part in ("mAP@0.5 on val, %", "Where they disagree most", "AP@0.7 in percent", 'data-layer="found1"'):
         assert part in page
     write_found(other / "found.npz", Found(first.names[::-1], first.class_names, better, first.objects))
-    assert call(report.main, str(whole), str(other)) == 0
-    page = (tmp_path / "report.html").read_text()
+    assert call(report.main, str(whole), str(other), "--output", "unpaired.html") == 0
+    page = (tmp_path / "unpaired.html").read_text()
     assert "not the same images, or not counted" in page
     assert "Without gallery: the runs were not counted on the same images." in page
+    # classes in another order
+    turned = [one._replace(labels=len(first.class_names) + 1 - one.labels) for one in better]
+    truth = [one._replace(labels=len(first.class_names) + 1 - one.labels) for one in first.objects]
+    third = Found(first.names, first.class_names[::-1], turned, truth)
+    write_found(other / "found.npz", third)
+    (other / "metrics.json").write_text(json.dumps(dict(reversed(json.loads(metrics).items()))))
+    assert call(report.main, str(whole), str(other)) == 0
+    page = (tmp_path / "report.html").read_text()
+    for name, (low, high) in zip(third.class_names, class_intervals(third, "voc", 0.7), strict=True):
+        row = re.search(rf"</span>{name}</th>.*?</tr>", page, re.DOTALL)
+        assert row is not None
+        assert f"{percent(low, 1)} – {percent(high, 1)}" in row[0]
 
 
 def test_what_has_no_meaning_for_a_detector_is_one_line(
