@@ -69,8 +69,8 @@ def interleaved(calls: Mapping[Any, Callable[[], object]], repeats: int, device:
     """Median milliseconds of each call, all called in turn, round after round.
 
     On a GPU that is the device's own time, between two of its events, as ``triton.testing.do_bench`` takes it: each
-    call is queued while the device still clears its cache, so that it neither waits for the processor nor finds its
-    arguments there.
+    call is queued while the device still clears its cache, or what was queued before, so that it finds no arguments
+    there. Where the processor takes longer to queue calls than the device to run them, it is the processor's time.
     """
     if device.type == "cuda":
         return _interleaved_on_cuda(calls, repeats, device)

@@ -91,8 +91,9 @@ def _gather_is_faster(input: Tensor, weight: Tensor) -> bool:
     """On a CPU 3 to 6 times, with backward 8 to 15, depthwise 11 and 28 (segdcn-benchmark; docs/operators.md).
 
     On an NVIDIA H100 (26 November 2026, docs/gpu.md) torchvision's kernel is, but for depthwise convolutions, of which
-    it multiplies each channel by itself: 1.0 to 1.6 times in float32, 1.4 to 2.1 in bfloat16. triton's, which was never
-    timed there, has to be asked for. A graph that is exported keeps the operator that ONNX has a node for.
+    it multiplies each channel by itself: with backward 1.0 to 1.6 times in float32, 1.4 to 2.1 in bfloat16. triton's,
+    which was never timed there, has to be asked for. A graph that is exported keeps the operator that ONNX has a node
+    for.
     """
     if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
         return False
