@@ -260,14 +260,17 @@ def test_a_step_waits_for_no_number_before_its_backward_pass_is_queued(tmp_path:
         assert step.index("_local_scalar_dense") >= backward
 
 
-@pytest.mark.parametrize("gradients", ["loss", "accumulated"])
-def test_a_loss_that_is_not_finite_never_reaches_the_weights(gradients: str) -> None:
+@pytest.mark.parametrize(
+    ("gradients", "precision"), [("loss", "32-true"), ("loss", "bf16-mixed"), ("accumulated", "32-true")]
+)
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(gradients: str, precision: Any) -> None:
     task = make_task(Pixelwise(), lr=0.1)
     before = [parameter.detach().clone() for parameter in task.parameters()]
     bad = batch(1, (4, 5))
     bad["image"][0, 0, 0, 0] = math.nan
     batches = [bad] if gradients == "loss" else [bad, batch(0, (4, 5))]
-    trainer = make_trainer(max_epochs=1, callbacks=[OffsetHealth()], accumulate_grad_batches=len(batches))
+    options = {"accumulate_grad_batches": len(batches), "precision": precision}
+    trainer = make_trainer(max_epochs=1, callbacks=[OffsetHealth()], **options)
     with pytest.raises(TrainingStopped, match=r"^the loss is nan at step 0: "):
         trainer.fit(task, loader(batches))
     assert all(torch.equal(one, other) for one, other in zip(before, task.parameters(), strict=True))
