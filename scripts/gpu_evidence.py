@@ -280,7 +280,8 @@ def main() -> None:
     if not torch.cuda.is_available() and not options.reduced:
         print("no GPU: everything is tiny (--reduced), times say nothing", flush=True)
         options.reduced = True
-    (options.output / "evidence.json").unlink(missing_ok=True)  # of another run
+    if (options.output / "evidence.json").exists():
+        sys.exit(f"error: {options.output} holds the evidence of another run: give --output another folder")
     put(options.output, "conditions", conditions(options))
     waiting = list(options.only)
     for name in options.only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import sys
 import subprocess
 import time
 from argparse import Namespace
@@ -139,3 +140,11 @@ def test_all_parts_run(tmp_path: Path) -> None:
     assert resumed["val/miou of each epoch"] == undisturbed["val/miou of each epoch"]
     assert pixels["pixels"].startswith("0 of ")
     assert len(found["one_of_several"]["rows"]) == 3
+
+
+def test_evidence_of_another_run_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evidence.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--reduced", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="holds the evidence of another run: give --output another folder"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert (tmp_path / "evidence.json").read_text() == "{}"

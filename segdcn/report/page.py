@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -97,13 +98,17 @@ class Page:
     def write(self, path: Path) -> Path:
         """Write the file, and what the page does without into the log; returns where it is.
 
-        Raises: UserError where a page with images is there, and this one has none.
+        Raises: UserError where this page, with images, is there, and would have none.
         """
-        if not self.parts.get("gallery") and path.is_file() and b'<section id="images">' in path.read_bytes():
-            raise UserError(
-                f"{shown(path)} has images and would have none: {' '.join(self.notes)} Or --output FILE writes another"
-            )
-        write_text(path, self.html())
+        html = self.html()
+        if not self.parts.get("gallery") and path.is_file():
+            title, there = re.search("<title>.*?</title>", html), path.read_bytes()
+            if title and title[0].encode() in there and b'<section id="images">' in there:
+                notes = " ".join(self.notes)
+                raise UserError(
+                    f"{shown(path)} has images and would have none: {notes} Or --output FILE writes another"
+                )
+        write_text(path, html)
         for note in self.notes:
             log.info("note     %s", " ".join(note.split()))
         return path

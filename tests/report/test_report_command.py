@@ -132,7 +132,7 @@ def test_a_page_with_images_is_not_replaced_by_one_without(make_run: Make, capsy
     assert re.search(r"^error: .*report.html has images .*best.ckpt.* --output FILE", capsys.readouterr().err)
     assert page.read_text() == before
     other = run / "other.html"
-    other.write_bytes(b"\xff")  # no UTF-8
+    other.write_bytes(b'\xff<title>of another run</title><section id="images">')  # and no UTF-8
     assert call(main, str(run), "--output", str(other)) == 0
     assert "<html" in other.read_text(encoding="utf-8")
 
