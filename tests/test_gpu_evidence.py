@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import runpy
-import sys
 import subprocess
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
