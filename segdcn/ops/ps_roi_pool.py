@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from segdcn.ops.checks import IntPair, check_least
 from segdcn.ops.regions import (
+    Bins,
+    PoolBackend,
+    divide,
     images_and_corners,
     like_offset,
     output_pair,
@@ -40,6 +43,8 @@ def deform_ps_roi_pool(
     sample_per_part: int = 4,
     part_size: int | None = None,
     gamma: float = 0.1,
+    *,
+    backend: PoolBackend = "auto",
 ) -> Tensor:
     """Position-sensitive average of each bin, the bins moved by ``offset``: the algorithm of the paper's authors.
 
@@ -55,13 +60,15 @@ def deform_ps_roi_pool(
     part_size: offsets per region and axis, by default those of the output.
     Gradients: by input and offset, none by rois. On a GPU they depend on the order of summation, as those of
     ``grid_sample`` do: ``torch.use_deterministic_algorithms(True)`` refuses them there.
+    backend: ``gather``, which here is PyTorch's ``grid_sample``; ``auto`` is gather. ``triton`` is for a GPU with the
+    package triton, not for float64 (see triton_pool.py); under deterministic algorithms it is gather.
 
     Raises: ValueError that names the argument when a shape, dtype, device, image number or coordinate does not fit.
     Source: Dai et al. 2017, section 2.2; rounding and borders: the authors' deformable_psroi_pooling.cu.
     """
     size = output_pair(output_size)
     check_least(output_channels=(output_channels, 0), group_size=(group_size, 1), sample_per_part=(sample_per_part, 1))
-    input = pooled_map(input, rois, offset)
+    input = pooled_map(input, rois, offset, backend)
     if input.shape[1] != output_channels * group_size**2:
         raise ValueError(
             f"input must have output_channels * group_size ** 2 = {output_channels * group_size**2} channels, "
@@ -77,6 +84,12 @@ def deform_ps_roi_pool(
                 f"offset must be ({rois.shape[0]}, 2 * classes, {part}, {part}), the classes dividing "
                 f"{output_channels} output channels, got {tuple(offset.shape)}"
             )
+    if backend == "triton" and not torch.are_deterministic_algorithms_enabled():
+        from segdcn.ops.triton_pool import triton_pool  # not every machine has Triton
+
+        layout = _layout(input, offset, list(size), group_size)
+        bins = _bins(input, rois.detach(), offset, layout, spatial_scale, sample_per_part, gamma)
+        return triton_pool(input, bins, size, layout.cell, group_size**2)
     output: Tensor = _pool(input, rois, offset, list(size), group_size, spatial_scale, sample_per_part, gamma)
     return output
 
@@ -189,6 +202,29 @@ def _layout(input: Tensor, offset: Tensor | None, size: list[int], group_size: i
     return _Layout(classes, input.shape[1] // group_size**2 // classes, size, cell, part)
 
 
+def _bins(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    layout: _Layout,
+    spatial_scale: float,
+    sample_per_part: int,
+    gamma: float,
+) -> Bins:
+    """The samples of the authors' deformable_psroi_pooling.cu for the arguments of ``deform_ps_roi_pool``."""
+    image, corners = images_and_corners(input, rois, offset)
+    whole = corners.sign() * (corners.abs() + 0.5).floor()  # halves away from zero, as in C
+    corner, opposite = whole[:, :2] * spatial_scale - 0.5, (whole[:, 2:] + 1) * spatial_scale - 0.5
+    extent = (opposite - corner).clamp(min=0.1)
+    reach = gamma * extent
+    first, side = divide(corner, extent, layout.size)
+    if offset is not None:
+        by_bin = offset.to(reach.dtype).flatten(2).index_select(2, layout.part)  # (R, 2 * K, h * w)
+        by_bin = by_bin.view(rois.shape[0], layout.classes, 2, len(layout.part)).permute(0, 3, 1, 2)
+        first = first + reach[:, None, None] * by_bin
+    return Bins(image, first, side / sample_per_part, torch.full_like(side, sample_per_part).long(), reach)
+
+
 def _steps(
     input: Tensor,
     rois: Tensor,
@@ -198,26 +234,9 @@ def _steps(
     sample_per_part: int,
     gamma: float,
 ) -> Iterator[_Step]:
-    """The samples of the authors' deformable_psroi_pooling.cu, image by image, as many classes at once as fit."""
-    image, corners = images_and_corners(input, rois, offset)
-    rows, columns = layout.size
-    whole = corners.sign() * (corners.abs() + 0.5).floor()  # halves away from zero, as in C
-    left, top = (whole[:, :2] * spatial_scale - 0.5).unbind(1)
-    right, bottom = ((whole[:, 2:] + 1) * spatial_scale - 0.5).unbind(1)
-    roi_w, roi_h = (right - left).clamp(min=0.1), (bottom - top).clamp(min=0.1)
-    reach = gamma * torch.stack((roi_w, roi_h), dim=-1)
-    # dimensions: class, bin row, bin column, region, sample row, sample column
-    step = torch.arange(sample_per_part, device=input.device, dtype=top.dtype) / sample_per_part
-    y, x = (
-        start[:, None] + (torch.arange(count, device=input.device)[:, None, None] + step) * (side / count)[:, None]
-        for start, side, count in ((top, roi_h, rows), (left, roi_w, columns))
-    )
-    y, x = y[None, :, None, :, :, None], x[None, None, :, :, None, :]
-    shift = y.new_zeros(1).expand(1, rows, columns, len(rois), 2)
-    if offset is not None:
-        by_bin = offset.to(y.dtype).flatten(2)[..., layout.part]  # (R, 2 * K, rows * columns)
-        shift = by_bin.view(len(rois), layout.classes, 2, rows, columns).permute(1, 3, 4, 0, 2) * reach
-    shift_x, shift_y = shift[..., None, None].unbind(4)
+    """All samples, image by image, as many classes at once as fit."""
+    image, first_point, step, _, reach = _bins(input, rois, offset, layout, spatial_scale, sample_per_part, gamma)
+    from_first = torch.arange(sample_per_part, device=input.device)[:, None] * step[:, None]  # (R, samples, 2)
 
     by_class, dtype = layout.by_class(input), sum_dtype(input)
     for number in sorted(set(image.tolist())) if layout.channels else ():
@@ -227,8 +246,10 @@ def _steps(
         for first in range(0, layout.classes, together):
             chosen = slice(first, first + together)
             maps = by_class[number, chosen].index_select(2, layout.cell).transpose(1, 2).flatten(0, 1)
-            grid_y, read_y, moves_y = _along(y[:, :, :, regions] + shift_y[chosen][:, :, :, regions], input.shape[2])
-            grid_x, read_x, moves_x = _along(x[:, :, :, regions] + shift_x[chosen][:, :, :, regions], input.shape[3])
+            # class, bin, region, sample, axis
+            at = (first_point[regions, :, chosen, None] + from_first[regions, None, None]).permute(2, 1, 0, 3, 4)
+            grid_y, read_y, moves_y = _along(at[..., 1, None], input.shape[2])
+            grid_x, read_x, moves_x = _along(at[..., None, :, 0], input.shape[3])
             counted = (read_y.sum(-2, keepdim=True) * read_x.sum(-1, keepdim=True)).clamp(min=1)
             yield _Step(
                 number,
@@ -236,7 +257,7 @@ def _steps(
                 chosen,
                 maps.to(dtype),
                 _by_sample(grid_x, grid_y).to(dtype),
-                ((read_y & read_x).to(dtype) / counted).flatten(4).flatten(0, 2),
+                ((read_y & read_x).to(dtype) / counted).flatten(3).flatten(0, 1),
                 _by_sample(moves_x, moves_y).to(dtype),
                 reach[regions].to(dtype),
             )
@@ -251,7 +272,7 @@ def _along(at: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _by_sample(x: Tensor, y: Tensor) -> Tensor:
-    """(k, h, w, R, 1, s) and (k, h, w, R, s, 1) -> (k * h * w, R, S, 2)."""
-    return torch.stack((x.expand(*x.shape[:4], y.shape[4], -1), y.expand(*y.shape[:5], x.shape[5])), dim=-1).view(
-        -1, x.shape[3], y.shape[4] * x.shape[5], 2
+    """(k, h * w, R, 1, s) and (k, h * w, R, s, 1) -> (k * h * w, R, S, 2)."""
+    return torch.stack((x.expand(*x.shape[:3], y.shape[3], -1), y.expand(*y.shape[:4], x.shape[4])), dim=-1).view(
+        -1, x.shape[2], y.shape[3] * x.shape[4], 2
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segdcn.ops.checks import IntPair, convolve
 from segdcn.ops.ps_roi_pool import deform_ps_roi_pool
-from segdcn.ops.regions import output_pair
+from segdcn.ops.regions import PoolBackend, output_pair
 from segdcn.ops.roi_pool import deform_roi_pool
 
 
@@ -23,6 +23,7 @@ class DeformRoIPool(nn.Module):
     untrained module is ``roi_align``. The authors train the branch of the plain form at 0.01 of the learning rate.
 
     hidden: widths of further layers of the branch; none in the paper, (1024, 1024) with ``modulated`` in Zhu et al.
+    backend: as in ``deform_roi_pool``; an attribute that may be changed at any time.
 
     Shape: input (N, C, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image pixels -> (R, C, h, w).
     Source: Dai et al. 2017, section 2.2; modulated: Zhu et al. 2019, section 3.2.
@@ -38,11 +39,13 @@ class DeformRoIPool(nn.Module):
         *,
         modulated: bool = False,
         hidden: tuple[int, ...] = (),
+        backend: PoolBackend = "auto",
     ) -> None:
         super().__init__()
         self.output_size = output_pair(output_size)
         self.spatial_scale, self.sampling_ratio, self.gamma = spatial_scale, sampling_ratio, gamma
         self.modulated = modulated
+        self.backend: PoolBackend = backend
         bins = self.output_size[0] * self.output_size[1]
         widths = (in_channels * bins, *hidden, bins * (3 if modulated else 2))
         layers: list[nn.Module] = []
@@ -71,14 +74,15 @@ class DeformRoIPool(nn.Module):
 
     def _pool(self, input: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
         settings = (self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma)
-        return deform_roi_pool(input, rois, offset, *settings)
+        return deform_roi_pool(input, rois, offset, *settings, backend=self.backend)
 
     def extra_repr(self) -> str:
         """The settings of the pooling."""
-        return (
+        text = (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}, modulated={self.modulated}"
         )
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
 
 class DeformPSRoIPool(nn.Module):
@@ -91,6 +95,7 @@ class DeformPSRoIPool(nn.Module):
     output_size: bins per axis; also the group size.
     offset_classes: how many sets of offsets a region has: the number of classes where each moves on its own, as in
     the paper's classification branch, 1 where all channels move together; divides output_channels.
+    backend: as in ``deform_ps_roi_pool``; an attribute that may be changed at any time.
 
     Shape: input (N, C, H, W), rois (R, 5) as (image, x1, y1, x2, y2) in image pixels
     -> (R, output_channels, output_size, output_size).
@@ -108,12 +113,14 @@ class DeformPSRoIPool(nn.Module):
         *,
         offset_classes: int = 1,
         modulated: bool = False,
+        backend: PoolBackend = "auto",
     ) -> None:
         super().__init__()
         if offset_classes < 1 or output_channels % offset_classes:
             raise ValueError(f"offset_classes must divide output_channels {output_channels}, got {offset_classes}")
         self.output_channels, self.output_size, self.spatial_scale = output_channels, output_size, spatial_scale
         self.sample_per_part, self.gamma, self.offset_classes = sample_per_part, gamma, offset_classes
+        self.backend: PoolBackend = backend
         bins = output_size**2
         self.maps = nn.Conv2d(in_channels, output_channels * bins, 1)
         self.offset = nn.Conv2d(in_channels, 2 * offset_classes * bins, 1)
@@ -141,17 +148,17 @@ class DeformPSRoIPool(nn.Module):
 
     def _pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None, channels: int) -> Tensor:
         size = self.output_size
-        return deform_ps_roi_pool(
-            maps, rois, offset, size, channels, size, self.spatial_scale, self.sample_per_part, None, self.gamma
-        )
+        settings = (size, channels, size, self.spatial_scale, self.sample_per_part, None, self.gamma)
+        return deform_ps_roi_pool(maps, rois, offset, *settings, backend=self.backend)
 
     def extra_repr(self) -> str:
         """The settings of the pooling."""
-        return (
+        text = (
             f"output_channels={self.output_channels}, output_size={self.output_size}, "
             f"spatial_scale={self.spatial_scale}, sample_per_part={self.sample_per_part}, gamma={self.gamma}, "
             f"offset_classes={self.offset_classes}"
         )
+        return text if self.backend == "auto" else f"{text}, backend={self.backend!r}"
 
 
 def _start_at_zero(layer: nn.Module) -> None:

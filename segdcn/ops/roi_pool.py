@@ -15,6 +15,9 @@ from torch import Tensor
 
 from segdcn.ops.checks import IntPair
 from segdcn.ops.regions import (
+    Bins,
+    PoolBackend,
+    divide,
     images_and_corners,
     like_offset,
     output_pair,
@@ -47,6 +50,8 @@ def deform_roi_pool(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     gamma: float = 0.1,
+    *,
+    backend: PoolBackend = "auto",
 ) -> Tensor:
     """Average of each bin of each region, the bins moved by ``offset``; without one ``roi_align(aligned=True)``.
 
@@ -57,6 +62,8 @@ def deform_roi_pool(
 
     Samples up to a pixel outside the map read its border, others and those that are not finite count as zero.
     Gradients: by input and offset, none by rois.
+    backend: ``gather`` is that of all our operators; ``auto`` is gather. ``triton`` is for a GPU with the package
+    triton, not for float64 (see triton_pool.py); under deterministic algorithms it is gather.
 
     Raises: ValueError that names the argument when a shape, dtype, device, image number or coordinate does not fit.
     Source: Dai et al. 2017, section 2.2 (equation 6), with the sampling of RoIAlign (He et al. 2017).
@@ -64,10 +71,15 @@ def deform_roi_pool(
     size = output_pair(output_size)
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio must be 0 or more, got {sampling_ratio}")
-    input = pooled_map(input, rois, offset)
+    input = pooled_map(input, rois, offset, backend)
     if offset is not None and offset.shape != (rois.shape[0], 2, *size):
         raise ValueError(f"offset must be {(rois.shape[0], 2, *size)}, got {tuple(offset.shape)}")
-    output: Tensor = _pool(input, rois, offset, list(size), spatial_scale, sampling_ratio, gamma)
+    settings = (list(size), spatial_scale, sampling_ratio, gamma)
+    if backend == "triton" and not torch.are_deterministic_algorithms_enabled():
+        from segdcn.ops.triton_pool import triton_pool  # not every machine has Triton
+
+        return triton_pool(input, _bins(input, rois.detach(), offset, *settings), size)
+    output: Tensor = _pool(input, rois, offset, *settings)
     return output
 
 
@@ -106,13 +118,14 @@ def _pool_backward(
     rows, bags = rows_with_ring(input), _bags(input, samples)
     grad = grad.permute(0, 2, 3, 1).reshape(rois.shape[0] * size[0] * size[1], input.shape[1])
     grad_rows = torch.zeros_like(rows, dtype=sum_dtype(rows))
-    by_bin = torch.zeros_like(samples.reach)
+    by_bin = samples.moves.new_zeros(rois.shape[0], size[0] * size[1], 2)
     if for_input:
         scatter_sum(grad_rows, bags, grad)
     if for_offset:
         dot = gather_dot(rows_for_dots(rows), bags, grad)
         y, x = point_gradient(samples.points, (dot.view(-1, 4) * samples.share[:, None]).unbind(-1))
-        by_bin.index_add_(0, samples.bin, torch.stack((x, y), dim=-1) * samples.moves).mul_(samples.reach)
+        by_bin.view(-1, 2).index_add_(0, samples.bin, torch.stack((x, y), dim=-1) * samples.moves)
+        by_bin *= samples.reach[:, None]
     grad_input = map_from_rows(grad_rows, input.shape).to(input.dtype)
     return grad_input, like_offset(by_bin.view(rois.shape[0], *size, 2).permute(0, 3, 1, 2), offset)
 
@@ -137,7 +150,31 @@ class _Samples(NamedTuple):
     moves: Tensor  # (S, 2) 1 where the value changes with x and with y; beyond the border it does not
     bin: Tensor  # (S,)
     first: Tensor  # (bins,) first sample of each bin
-    reach: Tensor  # (bins, 2) pixels that an offset of 1 moves a bin along x and y
+    reach: Tensor  # (R, 2) pixels that an offset of 1 moves a bin along x and y
+
+
+def _bins(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    size: list[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> Bins:
+    """The sub-bin centres of RoIAlign (He et al. 2017) for the arguments of ``deform_roi_pool``."""
+    image, corners = images_and_corners(input, rois, offset)
+    corner, opposite = (corners * spatial_scale - 0.5).split(2, dim=1)
+    extent = opposite - corner
+    reach = gamma * extent
+    first, side = divide(corner, extent, size)
+    # a region turned inside out holds no samples and gives 0
+    samples = side.new_full(side.shape, sampling_ratio) if sampling_ratio else torch.ceil(side).clamp(min=0)
+    step = side / samples.clamp(min=1)
+    first = first + step[:, None, None] / 2
+    if offset is not None:
+        first = first + (reach[:, None, None] * offset.to(reach.dtype).permute(0, 2, 3, 1)).view(first.shape)
+    return Bins(image, first, step, samples.long(), reach)
 
 
 def _samples(
@@ -149,31 +186,16 @@ def _samples(
     sampling_ratio: int,
     gamma: float,
 ) -> _Samples:
-    """The sub-bin centres of RoIAlign (He et al. 2017) for the arguments of ``deform_roi_pool``."""
-    image, corners = images_and_corners(input, rois, offset)
-    left, top, right, bottom = (corners * spatial_scale - 0.5).unbind(1)
-    roi_w, roi_h = right - left, bottom - top
-    (bins_h, bins_w), bins = size, size[0] * size[1]
-    # a region turned inside out holds no samples and gives 0
-    grid_h, grid_w = (
-        torch.full_like(image, sampling_ratio) if sampling_ratio else torch.ceil(side / count).long().clamp(min=0)
-        for side, count in ((roi_h, bins_h), (roi_w, bins_w))
-    )
-    in_bin = (grid_h * grid_w).repeat_interleave(bins)
+    image, start, step, samples, reach = _bins(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
+    bins = size[0] * size[1]
+    in_bin = samples.prod(1).repeat_interleave(bins)
     bin = torch.arange(len(in_bin), device=input.device).repeat_interleave(in_bin)
     first = in_bin.cumsum(0) - in_bin
     number = torch.arange(len(bin), device=input.device) - first[bin]
     roi = bin // bins
-    rows, columns = grid_h[roi], grid_w[roi]
-    # how far down and along its bin, in bins; the coordinates' dtype, not that of integers divided
-    down = ((number // columns).to(top.dtype) + 0.5) / rows
-    along = ((number % columns).to(top.dtype) + 0.5) / columns
-    y = top[roi] + (bin % bins // bins_w + down) * (roi_h / bins_h)[roi]
-    x = left[roi] + (bin % bins_w + along) * (roi_w / bins_w)[roi]
-    reach = gamma * torch.stack((roi_w, roi_h), dim=-1).repeat_interleave(bins, dim=0)
-    if offset is not None:
-        shift = reach * offset.to(reach.dtype).permute(0, 2, 3, 1).reshape(-1, 2)
-        x, y = x + shift[bin, 0], y + shift[bin, 1]
+    columns = samples[roi, 0]
+    place = torch.stack((number % columns, number // columns), dim=-1)
+    x, y = (start.view(-1, 2)[bin] + place * step[roi]).unbind(1)
     height, width = input.shape[2:]
     read = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)  # never where not finite
     moves = torch.stack(((x >= 0) & (x < width - 1), (y >= 0) & (y < height - 1)), dim=-1).to(y.dtype)

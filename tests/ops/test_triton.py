@@ -13,9 +13,17 @@ import torch
 import torchvision
 from test_aggregate import aggregate_loop, some
 from test_deform_conv import Case, with_gradients
+from test_roi_pool import aligned_loop, position_sensitive_loop, some_rois
 from torch import Tensor
 
-from segdcn.ops import deform_aggregate, deform_conv2d
+from segdcn.ops import (
+    DeformPSRoIPool,
+    DeformRoIPool,
+    deform_aggregate,
+    deform_conv2d,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -51,11 +59,15 @@ def test_all_by_the_interpreter() -> None:
 
 
 POINTERS_TO_FLOAT32 = {"offset_ptr", "mask_ptr", "by_x_ptr", "by_offset_ptr", "by_mask_ptr", "sums_ptr"}
+POINTERS_TO_FLOAT32 |= {"first_ptr", "step_ptr", "by_map_ptr", "by_first_ptr"}
+POINTERS_TO_INT32 = {"plane_ptr", "samples_ptr"}
 SETTINGS = {
     "conv": {"KW": 3, "TAPS": 9, "MASKED": True, "DEPTHWISE": False, "PRECISION": "tf32", "BM": 64, "BN": 64, "BK": 32},
     "depthwise": {"KW": 3, "TAPS": 9, "MASKED": False, "DEPTHWISE": True, "PRECISION": "ieee"}
     | {"BM": 64, "BN": 16, "BK": 16},
     "aggregate": {"KH": 3, "KW": 3, "REMOVE_CENTER": True, "BM": 64, "BL": 16},
+    "pool": {"ALL": True, "BM": 64, "BL": 16},
+    "position-sensitive pool": {"ALL": False, "BM": 1024, "BL": 1},
 }
 
 
@@ -68,17 +80,22 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_here(settings: str, dtype: s
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from segdcn.ops import triton_aggregate, triton_conv
+    from segdcn.ops import triton_aggregate, triton_conv, triton_pool
 
     constants = SETTINGS[settings] | dict.fromkeys(("SY", "SX", "PY", "PX", "DY", "DX"), 1)
     constants |= {"FOR_INPUT": True, "FOR_POINTS": True}
     tuned = (triton_conv._forward, triton_conv._backward_data, triton_conv._backward_weight)
-    conv = [kernel.fn for kernel in tuned]
-    for kernel in [triton_aggregate._forward, triton_aggregate._backward] if settings == "aggregate" else conv:
+    kernels = [kernel.fn for kernel in tuned]
+    if settings == "aggregate":
+        kernels = [triton_aggregate._forward, triton_aggregate._backward]
+    elif settings.endswith("pool"):
+        kernels = [triton_pool._forward, triton_pool._backward]
+    for kernel in kernels:
         signature: dict[str, str] = {}
         for name in kernel.arg_names:
-            pointer = f"*{'fp32' if name in POINTERS_TO_FLOAT32 else dtype}" if name.endswith("_ptr") else None
-            scalar = "fp32" if name == "offset_scale" else "i32"
+            to = "fp32" if name in POINTERS_TO_FLOAT32 else "i32" if name in POINTERS_TO_INT32 else dtype
+            pointer = f"*{to}" if name.endswith("_ptr") else None
+            scalar = "fp32" if name in ("offset_scale", "margin") else "i32"
             signature[name] = "constexpr" if name in constants else pointer or scalar
         values = {(kernel.arg_names.index(name),): value for name, value in constants.items() if name in signature}
         compiled = triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 80, 32))
@@ -368,6 +385,169 @@ def test_the_aggregation_operators_keep_the_rules_of_custom_operators() -> None:
     grad = torch.randn(1, 2, 2, 6, device=DEVICE)
     plain = [tensor.detach() for tensor in inputs]
     torch.library.opcheck(triton_aggregate.triton_aggregate_backward, (grad, *plain, *settings, True, True))
+
+
+# Deformable RoI poolings; settings: size, spatial_scale, sampling_ratio; size, channels, group_size, spatial_scale,
+# samples, part_size. What the gradients are compared with is gather's in float64, which finite differences confirm.
+
+ALIGNED = {  # channels, regions, settings
+    "about one sample in each pixel": (3, 4, ((2, 3), 0.5, 0)),
+    "two by two samples": (2, 3, ((3, 1), 1.0, 2)),
+    "more channels than a tile": (70, 2, ((1, 2), 1.0, 1)),
+    "no regions": (3, 0, ((2, 2), 1.0, 0)),
+    "no channels": (0, 2, ((2, 2), 1.0, 0)),
+}
+POSITION_SENSITIVE = {  # classes (0: no offsets), regions, settings
+    "each class for itself": (2, 3, ((3, 3), 4, 3, 0.5, 2, 2)),
+    "not square": (1, 3, ((2, 3), 2, 2, 1.0, 3, 3)),
+    "no offsets": (0, 3, ((2, 2), 3, 2, 1.0, 2, 2)),
+    "no regions": (1, 0, ((2, 2), 2, 2, 1.0, 2, 2)),
+    "no channels": (1, 2, ((2, 2), 0, 2, 1.0, 2, 2)),
+}
+GAMMA = 0.3
+
+
+def pooled(
+    function: Any, maps: Tensor, rois: Tensor, offset: Tensor | None, settings: Any, backend: Any = "triton"
+) -> dict[str, Tensor]:
+    given = {"input": maps} if offset is None else {"input": maps, "offset": offset}
+    return with_gradients(
+        lambda input, offset=None: function(input, rois, offset, *settings, GAMMA, backend=backend), given
+    )
+
+
+def assert_pools(function: Any, given: tuple[Tensor, Tensor, Tensor | None], settings: Any, expected: Tensor) -> None:
+    wide = [None if tensor is None else tensor.double() for tensor in given]
+    ours = pooled(function, *(None if tensor is None else tensor.to(DEVICE) for tensor in given), settings)
+    assert_same(ours, pooled(function, *wide, settings, "gather"), 1e-5)
+    assert_same({"output": ours["output"]}, {"output": expected}, 1e-5)
+
+
+@where_kernels_run
+@pytest.mark.parametrize(("channels", "regions", "settings"), ALIGNED.values(), ids=ALIGNED)
+def test_aligned_pooling_is_its_definition(channels: int, regions: int, settings: Any) -> None:
+    size, scale, ratio = settings
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, channels, 5, 8, generator=generator)
+    rois = some_rois(regions, 2, 5 / scale, 8 / scale).float()
+    rois[:1, 3:] = rois[:1, 1:3] - 1  # turned inside out
+    offset = torch.randn(regions, 2, *size, generator=generator)
+    expected = aligned_loop(maps, rois, offset, size, scale, ratio, GAMMA)
+    assert_pools(deform_roi_pool, (maps, rois, offset), settings, expected)
+
+
+@where_kernels_run
+@pytest.mark.parametrize(("classes", "regions", "settings"), POSITION_SENSITIVE.values(), ids=POSITION_SENSITIVE)
+def test_position_sensitive_pooling_is_its_definition(classes: int, regions: int, settings: Any) -> None:
+    size, channels, group, scale, samples, part = settings
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, channels * group**2, 5, 8, generator=generator)
+    rois = some_rois(regions, 2, 5 / scale, 8 / scale).float()
+    offset = torch.randn(regions, 2 * classes, part, part, generator=generator) if classes else None
+    expected = position_sensitive_loop(maps, rois, offset, size, channels, group, scale, samples, part, GAMMA)
+    # the function takes part_size before gamma, as the loop does
+    assert_pools(deform_ps_roi_pool, (maps, rois, offset), settings, expected)
+
+
+BOTH_POOLS = {"aligned": (deform_roi_pool, ((2, 2), 1.0, 0)), "ps": (deform_ps_roi_pool, ((2, 2), 2, 2, 1.0, 2, 2))}
+both_pools = pytest.mark.parametrize(("function", "settings"), BOTH_POOLS.values(), ids=BOTH_POOLS)
+
+
+def regions_of_a_map(dtype: torch.dtype = torch.float32, width: int = 9) -> list[Tensor]:
+    """Maps of 8 channels, regions in whole pixels, offsets of 2 x 2 bins."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 8, 6, width, generator=generator).to(dtype)
+    rois = torch.tensor([[0, width - 8.0, 1, width - 2, 5], [1, 0, 0, 8, 5]])
+    return [tensor.to(DEVICE) for tensor in (maps, rois, torch.randn(2, 2, 2, 2, generator=generator))]
+
+
+@where_kernels_run
+@both_pools
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+def test_half_precision_maps_are_pooled_at_exact_points(
+    function: Any, settings: Any, dtype: torch.dtype, rounding: float
+) -> None:
+    maps, rois, offset = regions_of_a_map(dtype, 2100)
+    expected = pooled(function, *(tensor.cpu().double() for tensor in (maps, rois, offset)), settings, "gather")
+    ours = pooled(function, maps, rois, offset, settings)
+    assert [ours[name].dtype for name in ("output", "input", "offset")] == [dtype, dtype, torch.float32]
+    assert_same(ours, expected, 4 * rounding)
+
+
+@where_kernels_run
+@both_pools
+def test_wild_offsets_of_a_pooling_contribute_nothing(function: Any, settings: Any) -> None:
+    maps, rois, offset = regions_of_a_map()
+    wild = torch.tensor([[math.nan, math.inf], [-math.inf, 1e30]])
+    offset[0, 0], offset[1, 1] = wild, -1e6 * wild
+    result = pooled(function, maps.fill_(math.inf), rois, offset, settings)
+    assert not any(value.any() for value in result.values())
+
+
+@where_kernels_run
+@both_pools
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_a_gradient_of_pooling_does_not_depend_on_the_other(function: Any, settings: Any, wanted: int) -> None:
+    tensors = regions_of_a_map()
+    expected = pooled(function, *tensors, settings)[("input", "", "offset")[wanted]]
+    tensors[wanted].requires_grad_()
+    output = function(*tensors, *settings, GAMMA, backend="triton")
+    generator = torch.Generator().manual_seed(1)
+    output.backward(torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output))
+    torch.testing.assert_close(tensors[wanted].grad, expected)
+
+
+@where_kernels_run
+@both_pools
+def test_a_compiled_pooling_trains_as_one_graph(function: Any, settings: Any) -> None:
+    backend = "aot_eager" if INTERPRETED else "inductor"
+    tensors = regions_of_a_map()
+    expected = pooled(function, *tensors, settings)
+    compiled = pooled(torch.compile(function, fullgraph=True, backend=backend), *tensors, settings)
+    for name, value in expected.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-4)
+
+
+@where_kernels_run
+def test_deterministic_pooling_is_gather() -> None:
+    tensors = regions_of_a_map()
+    torch.use_deterministic_algorithms(True)
+    try:
+        ours, gather = (pooled(deform_roi_pool, *tensors, ((2, 2), 1.0, 0), each) for each in ("triton", "gather"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(ours[name], value) for name, value in gather.items())
+
+
+@where_kernels_run
+@pytest.mark.parametrize("layer", [DeformRoIPool(8, 2, backend="triton"), DeformPSRoIPool(8, 4, 2, backend="triton")])
+def test_a_layer_pools_by_the_backend_that_it_is_told(layer: torch.nn.Module) -> None:
+    layer, (maps, rois, _) = layer.to(DEVICE), regions_of_a_map()
+    with pytest.raises(ValueError, match="backend triton computes in float32"):
+        layer.double()(maps.double(), rois)
+    assert "backend='triton'" in repr(layer)
+    ours = layer.float()(maps, rois)
+    layer.backend = "auto"
+    torch.testing.assert_close(ours, layer(maps, rois), rtol=1e-4, atol=1e-5)
+
+
+@where_kernels_run
+def test_the_pooling_operators_keep_the_rules_of_custom_operators() -> None:
+    from segdcn.ops import triton_pool
+
+    points = {
+        "plane": torch.tensor([[0, 1], [3, 2]]),
+        "first": torch.rand(2, 2, 1, 2),
+        "step": torch.rand(2, 2),
+        "samples": torch.tensor([[1, 2], [2, 1]]),
+    }
+    maps = torch.randn(2, 2, 3, 3, 2, device=DEVICE)
+    points = on_device(points)
+    plain = (maps.clone(), *(tensor.clone() for tensor in points.values()), 0.5, False)
+    maps.requires_grad_()
+    points["first"].requires_grad_()
+    torch.library.opcheck(triton_pool._pool, (maps, *points.values(), 0.5, False))
+    torch.library.opcheck(triton_pool._pool_backward, (torch.randn(2, 2, 2, device=DEVICE), *plain, True, True))
 
 
 # What is refused
