@@ -236,7 +236,8 @@ def _steps(
 ) -> Iterator[_Step]:
     """All samples, image by image, as many classes at once as fit."""
     image, first_point, step, _, reach = _bins(input, rois, offset, layout, spatial_scale, sample_per_part, gamma)
-    from_first = torch.arange(sample_per_part, device=input.device)[:, None] * step[:, None]  # (R, samples, 2)
+    first_x, first_y = first_point.permute(3, 2, 1, 0).unbind()  # class, bin, region
+    from_first = torch.arange(sample_per_part, device=input.device) * step[..., None]  # region, axis, sample
 
     by_class, dtype = layout.by_class(input), sum_dtype(input)
     for number in sorted(set(image.tolist())) if layout.channels else ():
@@ -246,10 +247,13 @@ def _steps(
         for first in range(0, layout.classes, together):
             chosen = slice(first, first + together)
             maps = by_class[number, chosen].index_select(2, layout.cell).transpose(1, 2).flatten(0, 1)
-            # class, bin, region, sample, axis
-            at = (first_point[regions, :, chosen, None] + from_first[regions, None, None]).permute(2, 1, 0, 3, 4)
-            grid_y, read_y, moves_y = _along(at[..., 1, None], input.shape[2])
-            grid_x, read_x, moves_x = _along(at[..., None, :, 0], input.shape[3])
+            # class, bin, region, sample
+            x, y = (
+                begin[chosen].index_select(2, regions)[..., None] + from_first[regions, axis]
+                for axis, begin in enumerate((first_x, first_y))
+            )
+            grid_y, read_y, moves_y = _along(y[..., None], input.shape[2])
+            grid_x, read_x, moves_x = _along(x[..., None, :], input.shape[3])
             counted = (read_y.sum(-2, keepdim=True) * read_x.sum(-1, keepdim=True)).clamp(min=1)
             yield _Step(
                 number,

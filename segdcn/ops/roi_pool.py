@@ -164,8 +164,9 @@ def _bins(
 ) -> Bins:
     """The sub-bin centres of RoIAlign (He et al. 2017) for the arguments of ``deform_roi_pool``."""
     image, corners = images_and_corners(input, rois, offset)
-    corner, opposite = (corners * spatial_scale - 0.5).split(2, dim=1)
-    extent = opposite - corner
+    corners = corners * spatial_scale - 0.5
+    corner = corners[:, :2]
+    extent = corners[:, 2:] - corner
     reach = gamma * extent
     first, side = divide(corner, extent, size)
     # a region turned inside out holds no samples and gives 0

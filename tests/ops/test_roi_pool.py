@@ -410,6 +410,8 @@ def test_a_wrong_argument_is_told_by_its_name(pool: Pool, change: dict[int, Tens
             "offset must be .* dividing 2 output",
         ),
         (lambda m, r, o: DeformPSRoIPool(8, 4, 3, offset_classes=3), "offset_classes must divide output_channels 4"),
+        (lambda m, r, o: deform_roi_pool(m, r, o, 2, backend="cuda"), "backend must be auto, gather or triton, got 'c"),
+        (lambda m, r, o: deform_ps_roi_pool(m, r, o, 2, 2, 2, backend=""), "backend must be auto, gather or triton"),
     ],
 )
 def test_a_wrong_setting_is_told_by_its_name(call: Callable[..., Any], message: str) -> None:
