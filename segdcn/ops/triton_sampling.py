@@ -4,7 +4,7 @@ Maps are channels last. A program holds a tile of T points by L channels and rea
 cell that is no cell of the map reads zero, and what is added to it is dropped.
 
 With TRITON_INTERPRET=1 in the environment before Triton is imported, its kernels run as Python on a CPU: slow, but the
-arithmetic is that of the GPU.
+arithmetic is that of the GPU, except for matrix products of bfloat16, which Triton's interpreter gets wrong (3.8).
 """
 
 from typing import Any
