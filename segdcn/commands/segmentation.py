@@ -28,7 +28,7 @@ from segdcn.training.task import SegmentationTask
 ON_GPU, ON_CPU, LIGHT_HEAD = "resnet50", "mobilenet_v2", "fpn"
 """What ``auto`` comes to for model.backbone, and on a CPU for model.head."""
 MIXED = "bf16-mixed"
-"""What ``auto`` comes to for trainer.precision on a GPU that computes in bfloat16; elsewhere float32."""
+"""What an open trainer.precision comes to on a GPU that computes in bfloat16; elsewhere float32."""
 
 
 def settle(config: DictConfig, dataset: Any) -> list[str]:
@@ -69,7 +69,7 @@ def settle(config: DictConfig, dataset: Any) -> list[str]:
             f"light    {ON_CPU} and the head {model.head}, since this is a CPU (on a GPU {ON_GPU} and v3plus);"
             " model.backbone=NAME takes another"
         )
-    if config.trainer.get("precision") == "auto":
+    if config.trainer.get("precision", "") is None:
         half = _on_gpu(config.trainer) and torch.cuda.is_bf16_supported(including_emulation=False)
         config.trainer.precision = MIXED if half else "32-true"
         if half:
