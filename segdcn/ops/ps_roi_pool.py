@@ -110,7 +110,8 @@ def _pool(
 ) -> Tensor:
     layout = _layout(input, offset, size, group_size)
     pooled = input.new_zeros(rois.shape[0], layout.classes, layout.channels, *size, dtype=sum_dtype(input))
-    for step in _steps(input, rois, offset, layout, spatial_scale, sample_per_part, gamma):
+    bins = _bins(input, rois, offset, layout, spatial_scale, sample_per_part, gamma)
+    for step in _steps(input, bins, layout, sample_per_part):
         sampled = F.grid_sample(step.maps, step.grid, align_corners=False)  # (classes * h * w, C / K, R, S)
         by_bin = (sampled * step.share[:, None]).sum(-1).view(-1, *size, layout.channels, len(step.regions))
         pooled[step.regions, step.chosen] = by_bin.permute(4, 0, 3, 1, 2)
@@ -135,7 +136,8 @@ def _pool_backward(
     grad_input = torch.zeros_like(layout.by_class(input), dtype=grad.dtype)
     parts = 0 if offset is None else offset.shape[-1] ** 2
     grad_offset = grad.new_zeros(rois.shape[0], layout.classes, parts, 2)
-    for step in _steps(input, rois, offset, layout, spatial_scale, sample_per_part, gamma):
+    bins = _bins(input, rois, offset, layout, spatial_scale, sample_per_part, gamma)
+    for step in _steps(input, bins, layout, sample_per_part):
         of_bin = grad[step.regions, step.chosen].permute(1, 3, 4, 2, 0).flatten(0, 2)  # (classes * h * w, C / K, R)
         # what autograd calls for grid_sample: bilinear, zeros outside, corners not aligned
         by_maps, by_grid = torch.ops.aten.grid_sampler_2d_backward(
@@ -225,17 +227,9 @@ def _bins(
     return Bins(image, first, side / sample_per_part, torch.full_like(side, sample_per_part).long(), reach)
 
 
-def _steps(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    layout: _Layout,
-    spatial_scale: float,
-    sample_per_part: int,
-    gamma: float,
-) -> Iterator[_Step]:
+def _steps(input: Tensor, bins: Bins, layout: _Layout, sample_per_part: int) -> Iterator[_Step]:
     """All samples, image by image, as many classes at once as fit."""
-    image, first_point, step, _, reach = _bins(input, rois, offset, layout, spatial_scale, sample_per_part, gamma)
+    image, first_point, step, _, reach = bins
     first_x, first_y = first_point.permute(3, 2, 1, 0).unbind()  # class, bin, region
     from_first = torch.arange(sample_per_part, device=input.device) * step[..., None]  # region, axis, sample
 

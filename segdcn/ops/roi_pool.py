@@ -96,7 +96,7 @@ def _pool(
     sampling_ratio: int,
     gamma: float,
 ) -> Tensor:
-    samples = _samples(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
+    samples = _samples(input, _bins(input, rois, offset, size, spatial_scale, sampling_ratio, gamma))
     pooled = gather_sum(rows_with_ring(input), _bags(input, samples))
     return pooled.view(rois.shape[0], *size, input.shape[1]).permute(0, 3, 1, 2).contiguous()
 
@@ -114,7 +114,7 @@ def _pool_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor]:
     for_input, for_offset = needed
-    samples = _samples(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
+    samples = _samples(input, _bins(input, rois, offset, size, spatial_scale, sampling_ratio, gamma))
     rows, bags = rows_with_ring(input), _bags(input, samples)
     grad = grad.permute(0, 2, 3, 1).reshape(rois.shape[0] * size[0] * size[1], input.shape[1])
     grad_rows = torch.zeros_like(rows, dtype=sum_dtype(rows))
@@ -178,17 +178,9 @@ def _bins(
     return Bins(image, first, step, samples.long(), reach)
 
 
-def _samples(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    size: list[int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
-) -> _Samples:
-    image, start, step, samples, reach = _bins(input, rois, offset, size, spatial_scale, sampling_ratio, gamma)
-    bins = size[0] * size[1]
+def _samples(input: Tensor, of_regions: Bins) -> _Samples:
+    image, start, step, samples, reach = of_regions
+    bins = start.shape[1]
     in_bin = samples.prod(1).repeat_interleave(bins)
     bin = torch.arange(len(in_bin), device=input.device).repeat_interleave(in_bin)
     first = in_bin.cumsum(0) - in_bin

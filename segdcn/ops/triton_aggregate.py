@@ -19,6 +19,7 @@ from torch import Tensor
 
 from segdcn.ops.triton_sampling import (
     add,
+    bag_tile,
     bilinear,
     corners,
     locate,
@@ -213,7 +214,6 @@ def _arguments(
     channels = total // groups
     names = ("KH", "KW", "SY", "SX", "PY", "PX", "DY", "DX")
     settings: dict[str, Any] = dict(zip(names, (*kernel, *stride, *padding, *dilation), strict=True))
-    lanes = min(64, triton.next_power_of_2(channels))
-    settings |= {"REMOVE_CENTER": remove_center, "BM": 1024 // lanes, "BL": lanes}
+    settings |= {"REMOVE_CENTER": remove_center, **bag_tile(channels)}
     sizes = [n * rows * columns * groups, rows, columns, height, width, groups, channels]
     return (input.contiguous(), offset.float().contiguous(), mask.float().contiguous()), sizes, settings

@@ -25,6 +25,7 @@ from torch import Tensor
 from segdcn.ops.regions import Bins
 from segdcn.ops.triton_sampling import (
     add,
+    bag_tile,
     bilinear,
     corners,
     locate,
@@ -238,6 +239,5 @@ def _arguments(
     channels = total // classes
     points = [each.float().contiguous() for each in (first, step)]
     tensors = [maps.contiguous(), plane.int().contiguous(), *points, samples.int().contiguous()]
-    lanes = min(64, triton.next_power_of_2(max(1, channels)))
-    settings = {"ALL": all_counted, "BM": 1024 // lanes, "BL": lanes}
+    settings = {"ALL": all_counted, **bag_tile(channels)}
     return tensors, [regions * bins * classes, bins, classes, channels, height, width], settings

@@ -90,6 +90,12 @@ def slope_x(a00, a01, a10, a11, down):
     return (a01 - a00) * (1 - down) + (a11 - a10) * down
 
 
+def bag_tile(channels: int) -> dict[str, int]:
+    """BM bags by BL of their channels, of which a program of an aggregation or a pooling holds a tile."""
+    lanes = min(64, triton.next_power_of_2(max(1, channels)))
+    return {"BM": 1024 // lanes, "BL": lanes}
+
+
 def _as_it_is(kernel: Any) -> Any:
     return kernel
 
