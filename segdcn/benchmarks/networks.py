@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,9 +16,11 @@ from segdcn.benchmarks.stopwatch import interleaved, peak_megabytes
 from segdcn.errors import first_line
 from segdcn.models import Deform, build_deeplab, deformable_layers, plain_twin, sampling_layers
 from segdcn.models.cost import network_cost
+from segdcn.models.folding import folded
 
 DEFORMABLE_LAYERS = (0, 3, 6)
 LIGHT_IMAGES = (8, 3, 240, 320)
+LIGHT_EVALUATED = (1, 3, 720, 960)
 
 
 def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -36,8 +38,11 @@ def training_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
     return [{"case": name, "step_ms": taken} for name, taken in medians.items()]
 
 
-def light_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """The same step of a MobileNetV2 with three deformable layers at 8×3×240×320, lighter from row to row."""
+def light_networks(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The same step of a MobileNetV2 with three deformable layers at 8×3×240×320, lighter from row to row.
+
+    Then the last one's evaluation of 1×3×720×960, with its batch norms as they are and folded.
+    """
     cases: dict[str, tuple[dict[str, Any], torch.memory_format]] = {
         "v3plus of 64 channels": ({"head": "v3plus", "head_channels": 64}, torch.contiguous_format),
         "fpn of 64 channels": ({"head": "fpn"}, torch.contiguous_format),
@@ -50,8 +55,24 @@ def light_steps(repeats: int, device: str, dtype: torch.dtype) -> list[dict[str,
     for name, (settings, layout) in cases.items():
         network = build_deeplab(11, "mobilenet_v2", weights=None, **settings).to(device).to(memory_format=layout)
         steps[name] = _step(network.train(), image.contiguous(memory_format=layout), dtype)
-    medians = interleaved(steps, repeats, image.device)
-    return [{"case": name, "step_ms": taken, "images": len(image)} for name, taken in medians.items()]
+    rows = _light_rows("Training step", steps, image, repeats)
+    network.eval()
+    image = torch.randn(LIGHT_EVALUATED, device=device).contiguous(memory_format=torch.channels_last)
+    calls = {
+        "batch norms by themselves": lambda: network(image),
+        "batch norms folded": lambda: folded(network)(image),
+    }
+    with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        return rows + _light_rows("Evaluation", calls, image, repeats)
+
+
+def _light_rows(
+    what: str, calls: Mapping[str, Callable[[], object]], image: Tensor, repeats: int
+) -> list[dict[str, Any]]:
+    size, medians = "×".join(map(str, image.shape)), interleaved(dict(calls), repeats, image.device)
+    return [
+        {"what": f"{what}, {size}", "case": name, "ms": taken, "images": len(image)} for name, taken in medians.items()
+    ]
 
 
 def mixed_steps(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 
@@ -94,22 +96,16 @@ def show_training_steps(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def show_light_steps(rows: list[dict[str, Any]]) -> None:
-    """One line per network, beside the first."""
-    print("\nTraining step of MobileNetV2 with three deformable layers, 8×3×240×320")
-    first = rows[0]["step_ms"]
-    _table(
-        ["network", "ms", "images per second", "times as fast as the first"],
-        [
-            [
-                row["case"],
-                f"{row['step_ms']:.0f}",
-                f"{1000 * row['images'] / row['step_ms']:.1f}",
-                f"{first / row['step_ms']:.2f}",
-            ]
-            for row in rows
-        ],
-    )
+def show_light_networks(rows: list[dict[str, Any]]) -> None:
+    """A table for training and one for evaluation; one line per network, beside the first."""
+    for what, group in groupby(rows, itemgetter("what")):
+        print(f"\n{what}, MobileNetV2 with three deformable layers")
+        first, *others = group
+        lines = []
+        for row in (first, *others):
+            speed, factor = 1000 * row["images"] / row["ms"], first["ms"] / row["ms"]
+            lines.append([row["case"], f"{row['ms']:.0f}", f"{speed:.1f}", f"{factor:.2f}"])
+        _table(["network", "ms", "images per second", "times as fast as the first"], lines)
 
 
 def show_loading(rows: list[dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         "aggregate": (lambda: operators.aggregations(repeats, *of_features), tables.show_aggregations),
         "pool": (lambda: operators.poolings(repeats, *of_features), tables.show_poolings),
         "step": (lambda: networks.training_steps(repeats, *of_features), tables.show_training_steps),
-        "light": (lambda: networks.light_steps(repeats, *of_features), tables.show_light_steps),
+        "light": (lambda: networks.light_networks(repeats, *of_features), tables.show_light_networks),
         "runtimes": (
             lambda: runtimes.measure(runtimes.DEEPLAB, runtimes.DEEPLAB_SIZES, repeats),
             lambda rows: tables.show_runtimes(rows, "DeepLabv3, ResNet-50, output stride 16, 19 classes"),

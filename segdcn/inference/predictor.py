@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -28,6 +28,7 @@ from segdcn.errors import UserError, is_out_of_memory
 from segdcn.inference.devices import free_memory
 from segdcn.inference.photographs import TAKEN, Array, Photo, as_rgb, read_photo, tensor_pixels
 from segdcn.inference.windows import Inference, slide_classes
+from segdcn.models.folding import folded
 
 # Up to so many pixels an image is seen whole, whatever memory there is; no window of its own choice is smaller.
 SMALL_SIDE = 512
@@ -136,12 +137,13 @@ class Predictor:
         inference = self._inference_for(*pixels.shape[:2])
         kept: npt.NDArray[np.float32] | None = None
         with torch.inference_mode(), _one_line_when_memory_ends(pixels):
+            network = folded(self.network)
             if not probabilities and inference.window is not None and inference.single_run:
                 # normalised window by window: of the whole image that would take eight times its pixels
                 stored = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
-                classes = slide_classes(self._normalised, stored, inference.window, inference.steps)
+                classes = slide_classes(partial(self._normalised, network), stored, inference.window, inference.steps)
             else:
-                logits = self._logits(pixels, inference, probabilities)
+                logits = self._logits(network, pixels, inference, probabilities)
                 classes = logits.argmax(dim=1).to(torch.uint8)
                 kept = _softmax(logits) if probabilities else None
             labels = classes[0].cpu().numpy()
@@ -150,7 +152,7 @@ class Predictor:
             if kept is not None:
                 return kept
             with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-                return _softmax(self._logits(pixels, inference, probabilities=True))
+                return _softmax(self._logits(folded(self.network), pixels, inference, probabilities=True))
 
         return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
 
@@ -168,13 +170,15 @@ class Predictor:
             return read_photo(Path(image), self.bits)
         raise UserError(f"an image must be {TAKEN}, got {type(image).__name__}")
 
-    def _normalised(self, windows: Tensor) -> Tensor:
-        """The network's logits for stored pixels, uint8 (1, 3, H, W)."""
+    def _normalised(self, network: nn.Module, windows: Tensor) -> Tensor:
+        """A network's logits for stored pixels, uint8 (1, 3, H, W)."""
         pixels = np.ascontiguousarray(windows[0].permute(1, 2, 0).cpu().numpy())
-        logits: Tensor = self.network(self.batch(pixels))
+        logits: Tensor = network(self.batch(pixels))
         return logits
 
-    def _logits(self, pixels: npt.NDArray[np.uint8], inference: Inference, probabilities: bool) -> Tensor:
+    def _logits(
+        self, network: nn.Module, pixels: npt.NDArray[np.uint8], inference: Inference, probabilities: bool
+    ) -> Tensor:
         """Logits (1, K, H, W) of the whole image at once; ValueError where they would not fit the memory."""
         height, width = pixels.shape[:2]
         if inference.window is not None:  # else the image is small enough
@@ -186,7 +190,7 @@ class Predictor:
                     f"too large: {width}×{height} pixels need about {needed / 1e9:.1f} GB for all classes' maps,"
                     f" {free / 1e9:.1f} GB are free: leave out probabilities, scales and flip"
                 )
-        logits: Tensor = inference(self.network, self.batch(pixels))
+        logits: Tensor = inference(network, self.batch(pixels))
         return logits
 
     def batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:

@@ -20,6 +20,7 @@ from segdcn.drawing.panels import central_pixels, comparison_panel, sampling_pan
 from segdcn.evaluation import Evaluator
 from segdcn.models import DeepLab, sampling_layers
 from segdcn.models.contract import giving_logits
+from segdcn.models.folding import folded
 from segdcn.runs.checkpoint import GROUPS
 from segdcn.runs.figures import COUNTS_FILE, write_figures
 from segdcn.training.base import Task
@@ -120,7 +121,8 @@ class SegmentationTask(Task):
 
     def evaluate(self, batch: Batch) -> None:
         """Predict and count a batch, and its loss."""
-        logits, label = self.evaluator.update(self.network, {**batch, "image": self._laid_out(batch["image"])})
+        image = self._laid_out(batch["image"])
+        logits, label = self.evaluator.update(folded(self.network), {**batch, "image": image})
         # image by image, weighted by labelled pixels: a loss that weighs or chooses pixels depends on what it is given
         # together, and the figure must not depend on how many images a batch holds
         for n in range(len(label)):

@@ -94,15 +94,18 @@ def test_a_training_step_is_timed_per_layer_count_and_backend(
     assert "| 0 deformable |" in capsys.readouterr().out
 
 
-def test_steps_of_light_networks_are_timed(
+def test_light_networks_are_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(networks, "LIGHT_IMAGES", (2, 3, 64, 64))
+    monkeypatch.setattr(networks, "LIGHT_EVALUATED", (1, 3, 64, 64))
     run(monkeypatch, "light", "--repeats", "1", "--output", str(tmp_path / "light.json"))
     rows = json.loads((tmp_path / "light.json").read_text())["light"]
-    assert [row["images"] for row in rows] == [2] * 5
-    assert all(row["step_ms"] > 0 for row in rows)
-    assert "| + a frozen first stage |" in capsys.readouterr().out
+    assert [row["images"] for row in rows] == [2] * 5 + [1] * 2
+    assert all(row["ms"] > 0 for row in rows)
+    out = capsys.readouterr().out
+    assert "| + a frozen first stage |" in out
+    assert "| batch norms folded |" in out
 
 
 def test_loading_of_a_users_own_images_is_timed(
