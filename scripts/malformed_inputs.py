@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.data.dataset import printable
 
 

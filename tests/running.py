@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from PIL import Image
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.commands.recipes import with_recipe
 
 # Four steps an epoch, a crop that is not square, dropout in the head.

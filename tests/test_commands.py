@@ -11,7 +11,7 @@ from named_commands import assert_composes, commands_in
 from omegaconf.errors import OmegaConfBaseException
 from running import compose
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 
 ROOT, CONF = Path(__file__).parents[1], Path(CONFIG_PATH)
 TEXTS = [*CONF.rglob("*.yaml"), *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]

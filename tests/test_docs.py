@@ -22,7 +22,7 @@ from test_imports import MAY_IMPORT
 
 import segdcn
 from segdcn.commands import train
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 
 ROOT, CONF = Path(__file__).parents[1], Path(CONFIG_PATH)
 README = ROOT / "README.md"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from segdcn.commands.arguments import freely
-from segdcn.commands.compose import plain
+from segdcn.commands.configs import plain
 from segdcn.commands.console import console_script
 from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.commands.recipes import with_recipe
 from segdcn.errors import UserError
 from segdcn.runs.overrides import is_path, may_change_on_resume, quoted, split_override

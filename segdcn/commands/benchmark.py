@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.commands.console import plain_script
 from segdcn.errors import UserError
 
@@ -81,7 +81,7 @@ def loading(repeats: int, overrides: Sequence[str]) -> list[dict[str, Any]]:
     from hydra import compose, initialize_config_dir
 
     from segdcn.benchmarks.loading import make_streets, measure
-    from segdcn.commands.compose import build_dataset
+    from segdcn.commands.configs import build_dataset
     from segdcn.commands.recipes import with_recipe
     from segdcn.commands.segmentation import settle
     from segdcn.data.dataset import ImageMaskFiles

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import MPSAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
-from segdcn.commands.compose import plain
+from segdcn.commands.configs import plain
 from segdcn.commands.errors import is_misconfiguration
 from segdcn.data.batches import check_world_size
 from segdcn.errors import UserError, is_passing

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from segdcn.commands.arguments import readable
-from segdcn.commands.compose import CONFIG_PATH, check_hydra_keys
+from segdcn.commands.configs import CONFIG_PATH, check_hydra_keys
 from segdcn.commands.errors import one_line_errors
 from segdcn.commands.kinds import check_keys
 from segdcn.commands.output import readable_output, telling

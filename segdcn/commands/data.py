@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn.commands.compose import build_dataset
+from segdcn.commands.configs import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.kinds import check_kinds
 from segdcn.errors import UserError

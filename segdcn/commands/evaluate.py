@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.commands.arguments import freely
-from segdcn.commands.compose import plain
+from segdcn.commands.configs import plain
 from segdcn.commands.console import console_script
 from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds

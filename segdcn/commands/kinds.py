@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.errors import UserError
 from segdcn.runs.overrides import is_path
 from segdcn.runs.targets import find

@@ -18,7 +18,7 @@ from hydra.types import HydraContext
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from segdcn.commands.compose import build_dataset, check_hydra_keys
+from segdcn.commands.configs import build_dataset, check_hydra_keys
 from segdcn.commands.recipes import run_name
 from segdcn.errors import UserError
 from segdcn.runs.files import shown

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segdcn.commands.arguments import before_composing
-from segdcn.commands.compose import build_dataset
+from segdcn.commands.configs import build_dataset
 from segdcn.commands.console import console_script
 from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds

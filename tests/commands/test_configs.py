@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from running import BARE, compose, make_camvid
 from torch import nn
 
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.commands.train import train
 from segdcn.models import deformable_layers
 from segdcn.training.optim import parameter_groups

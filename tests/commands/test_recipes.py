@@ -15,7 +15,7 @@ from PIL import Image
 from running import ONE_EPOCH, call, compose, one_line
 
 from segdcn.commands import evaluate, predict, train
-from segdcn.commands.compose import CONFIG_PATH, build_dataset
+from segdcn.commands.configs import CONFIG_PATH, build_dataset
 from segdcn.commands.recipes import run_name
 from segdcn.commands.segmentation import settle
 from segdcn.data import ImageFolder

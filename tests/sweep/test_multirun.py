@@ -19,7 +19,7 @@ from PIL import Image
 from running import BARE, call, make_camvid, one_line, process
 
 from segdcn.commands import train
-from segdcn.commands.compose import CONFIG_PATH
+from segdcn.commands.configs import CONFIG_PATH
 from segdcn.sweep.jobs import train_command
 from segdcn.sweep.local import LocalLauncher
 from segdcn.sweep.plan import Job, Sweep, read_sweep
