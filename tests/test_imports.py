@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "data": ("", "torch numpy cv2 PIL pyspng yaml albumentations rich pytorch_lightning"),
     "drawing": ("data", "numpy cv2 PIL rich matplotlib fontTools"),
     "inference": ("models data drawing", "torch numpy PIL"),
-    "evaluation": ("inference", "torch numpy torchmetrics PIL"),
+    "evaluation": ("models inference", "torch numpy torchmetrics PIL"),
     "analysis": ("ops models data drawing inference", "torch numpy cv2 matplotlib"),
     "runs": ("models data inference evaluation", "torch numpy PIL yaml"),
     "training": (

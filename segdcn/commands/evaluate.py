@@ -15,6 +15,7 @@ from segdcn.commands.configs import plain
 from segdcn.commands.console import console_script
 from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds
+from segdcn.data.memory import keep_freed_memory
 from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError
 from segdcn.runs.distributed import is_first
@@ -26,6 +27,7 @@ from segdcn.runs.overrides import is_of_the_place
 @console_script("evaluate", freely(lambda key: key.startswith("dataset.")))
 def main(config: DictConfig) -> float:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    keep_freed_memory()
     if config.split not in ("val", "test"):
         raise UserError(f"split must be val or test, got {config.split!r}")
     for limit, whole in ((f"limit_{config.split}_batches", None), ("fast_dev_run", False), ("overfit_batches", 0)):

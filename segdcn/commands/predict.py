@@ -21,6 +21,7 @@ from segdcn.commands.console import console_script
 from segdcn.data.dataset import DataError, dark_note, is_dark, listed, passed_over, printable
 from segdcn.data.decoding import UnreadableError, check_fits
 from segdcn.data.labels import count_labels
+from segdcn.data.memory import keep_freed_memory
 from segdcn.errors import MissingFileError, UserError, is_passing
 from segdcn.runs.files import shown, write_bytes, write_png, write_text
 from segdcn.runs.folder import make_folder
@@ -51,6 +52,7 @@ class Found(NamedTuple):
 @console_script("predict")
 def main(config: DictConfig) -> None:
     """Console script; Hydra has composed ``config`` from conf/ and the command line."""
+    keep_freed_memory()
     problems = predict(config)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

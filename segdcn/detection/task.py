@@ -20,7 +20,6 @@ from segdcn.detection.found import FOUND_FILE, write_found
 from segdcn.detection.pictures import bins_picture, boxes_picture, moved_bins
 from segdcn.detection.samples import BoxSample, Detections
 from segdcn.errors import UserError
-from segdcn.models.folding import folded
 from segdcn.ops import DeformPSRoIPool, DeformRoIPool
 from segdcn.runs.checkpoint import GROUPS
 from segdcn.runs.files import write_json
@@ -112,10 +111,10 @@ class DetectionTask(Task):
         An image that shares a batch with a larger one is padded to its size, which gives other detections.
         """
         started, images = time.perf_counter(), batch["image"]
-        network, found = folded(self.network), dict[int, Detections]()
+        found: dict[int, Detections] = {}
         for size in dict.fromkeys(image.shape for image in images):
             places = [place for place, image in enumerate(images) if image.shape == size]
-            detected = network([images[place] for place in places])
+            detected = self.network([images[place] for place in places])
             found |= {place: as_detections(each) for place, each in zip(places, detected, strict=True)}
         seconds = time.perf_counter() - started
         detections = [found[place] for place in range(len(images))]

@@ -20,6 +20,7 @@ from segdcn.evaluation.instances import InstanceIoU
 from segdcn.evaluation.metrics import BoundaryIoU, ImageCounts, SegmentationMetrics, count_pairs
 from segdcn.evaluation.protocols import NATIVE, EvaluationProtocol
 from segdcn.inference.windows import Inference
+from segdcn.models.folding import folded
 
 Item = TypeVar("Item")
 
@@ -87,6 +88,10 @@ class Evaluator(nn.Module):
         self._seen = 0
         self._seconds = 0.0
 
+    def logits(self, network: nn.Module, image: Tensor) -> Tensor:
+        """Those (N, K, H, W) of images (N, 3, H, W) by the inference that was chosen."""
+        return self.inference(folded(network), image)
+
     def update(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Evaluate a batch {"image" (N, 3, H, W), "label" (N, H, W), "name", "index"}.
 
@@ -100,7 +105,7 @@ class Evaluator(nn.Module):
         index = batch["index"].tolist() if "index" in batch else range(self._seen, self._seen + len(image))
 
         started = time.perf_counter()
-        logits = self.inference(network, self.protocol.prepare(image))
+        logits = self.logits(network, self.protocol.prepare(image))
         classes = self.protocol.classes(logits, (label.shape[1], label.shape[2]))
         if classes.is_cuda:
             torch.cuda.synchronize(classes.device)

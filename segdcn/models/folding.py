@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import TypeGuard, cast, get_args
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,73 +15,73 @@ from segdcn.ops import DeformConv2d
 
 Conv = nn.Conv2d | DeformConv2d
 Norm = nn.BatchNorm2d | ConstantBatchNorm2d
-Modules = Mapping[str, nn.Module | None]
+Children = dict[str, nn.Module | None]
+M = TypeVar("M", bound=nn.Module)
 
-PARTS = (MobileNetV2, FPNHead)
-"""The light ones, which it makes faster (a ResNet's convolutions cost too much beside its norms), and in which nothing
-looks between a convolution and its norm, as a network of somebody else's may.
-"""
+PARTS = (MobileNetV2, FPNHead)  # the light ones: beside a ResNet's convolutions its norms cost little
+KNOWN = ("segdcn.", "torchvision.", "torch.nn.modules.")
 
 
 def folded(network: nn.Module) -> nn.Module:
     """What computes the same as ``network`` in evaluation mode, but for rounding, with fewer passes over the maps.
 
     On a CPU, a batch norm that follows a convolution in an ``nn.Sequential`` of one of ``PARTS`` is multiplied into its
-    weights; not one in training mode, of a subclass, or where a hook wants to see what comes between. ``network`` stays
-    as it is, and shares with what is returned all that has no such norm, offset branches among it. Made for one
-    evaluation: weights that change later are not followed.
+    weights. Left are norms that take the batch's statistics, and modules with hooks or of somebody else, who may look
+    at what lies between. ``network`` stays as it is; all else is shared with it, offset branches too. It is made anew
+    for each call, since weights may change: some 5 ms, which small images do not win back.
     """
     if any(parameter.device.type != "cpu" for parameter in network.parameters()):
         return network
-    done: dict[tuple[nn.Module, bool], nn.Module] = {}
-
-    def copied(module: nn.Module, ours: bool) -> nn.Module:
-        if (module, ours) not in done:
-            within = ours or isinstance(module, PARTS)
-            children: dict[str, nn.Module | None] = {
-                name: None if child is None else copied(child, within) for name, child in module._modules.items()
-            }
-            if within and type(module).forward is nn.Sequential.forward:
-                children |= _fused_pairs(children)
-            done[module, ours] = module if children == module._modules else _with_modules(module, children)
-        return done[module, ours]
-
-    return copied(network, ours=False)
+    return _folded(network, within=False)
 
 
-def _with_modules(module: nn.Module, children: Modules) -> nn.Module:
-    twin = copy.copy(module)
-    twin._modules = dict(children)
+def _folded(module: nn.Module, within: bool) -> nn.Module:
+    """within: whether it is inside of one of ``PARTS``."""
+    if not type(module).__module__.startswith(KNOWN) or _is_watched(module):
+        return module
+    within = within or type(module) in PARTS
+    children: Children = {
+        name: None if child is None else _folded(child, within) for name, child in module._modules.items()
+    }
+    if within and type(module).forward is nn.Sequential.forward:
+        for first, second in pairwise(children):
+            conv, norm = children[first], children[second]
+            if _is_conv(conv) and _is_norm(norm):
+                children |= {first: _fused(conv, norm), second: nn.Identity()}
+    return module if children == module._modules else _with(module, _modules=children)
+
+
+def _with(module: M, **attributes: Any) -> M:
+    """A twin with other attributes; not by ``copy``, for which a module may have a protocol of its own."""
+    twin = type(module).__new__(type(module))
+    twin.__dict__ = {**vars(module), **attributes}
     return twin
 
 
-def _fused_pairs(children: Modules) -> Modules:
-    fused: dict[str, nn.Module] = {}
-    for first, second in pairwise(children):
-        conv, norm = children[first], children[second]
-        if _is_conv(conv) and _is_norm(norm):
-            fused |= {first: _fused(conv, norm), second: nn.Identity()}
-    return fused
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody would notice a twin in its place."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
 def _is_conv(module: nn.Module | None) -> TypeGuard[Conv]:
-    return isinstance(module, Conv) and type(module) in get_args(Conv) and not _has_hooks(module)
+    # a parametrised weight makes a class of its own; what prunes or quantises may keep it as a buffer
+    if not isinstance(module, Conv) or type(module) not in (nn.Conv2d, DeformConv2d):
+        return False
+    return not (_is_watched(module) or module._buffers)
 
 
 def _is_norm(module: nn.Module | None) -> TypeGuard[Norm]:
-    if not isinstance(module, Norm) or type(module) not in get_args(Norm) or _has_hooks(module):
+    if not isinstance(module, Norm) or type(module) not in (nn.BatchNorm2d, ConstantBatchNorm2d):
         return False
-    constant = isinstance(module, ConstantBatchNorm2d)  # in training mode too
-    return constant or (not module.training and module.running_var is not None)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    if isinstance(module, nn.BatchNorm2d) and (module.training or module.running_var is None):
+        return False
+    return not _is_watched(module)
 
 
 @torch.no_grad()
 def _fused(conv: Conv, norm: Norm) -> Conv:
-    """The convolution of which ``norm`` is a part: both are linear in what the other one has."""
+    """One convolution that computes what the two do in turn."""
     dtype = conv.weight.dtype
     wide = torch.promote_types(dtype, torch.float32)
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
@@ -94,8 +92,12 @@ def _fused(conv: Conv, norm: Norm) -> Conv:
     if norm.bias is not None:
         bias = bias + norm.bias
     weight = conv.weight * factor[:, None, None, None]
-    fused = copy.copy(conv)
-    fused._parameters = dict(conv._parameters)
-    fused.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    fused.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    return fused
+    parameters = {
+        name: nn.Parameter(values.to(dtype), requires_grad=False)
+        for name, values in (("weight", weight), ("bias", bias))
+    }
+    if type(conv) is nn.Conv2d and conv.kernel_size == (1, 1):
+        # A 1x1 kernel has nothing to dilate. With one thread PyTorch adds a bias in a pass of its own, but for dilated
+        # convolutions, which it leaves to oneDNN.
+        return _with(conv, _parameters=parameters, dilation=(2, 2))
+    return _with(conv, _parameters=parameters)

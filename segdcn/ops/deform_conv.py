@@ -180,6 +180,8 @@ class DeformConv2d(nn.Module):
     authors' example network, which keeps a pretrained network's function at the start.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -222,7 +224,8 @@ class DeformConv2d(nn.Module):
         self.padding, self.dilation = two(cast(IntPair, conv.padding)), two(cast(IntPair, conv.dilation))
         self.groups, self.modulated, self.offset_groups = conv.groups, modulated, offset_groups
         self.backend: Backend = backend
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight = conv.weight
+        self.register_parameter("bias", cast(nn.Parameter | None, conv.bias))
         points = self.kernel_size[0] * self.kernel_size[1] * offset_groups
         self.offset = nn.Conv2d(
             conv.in_channels,

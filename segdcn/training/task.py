@@ -20,7 +20,6 @@ from segdcn.drawing.panels import central_pixels, comparison_panel, sampling_pan
 from segdcn.evaluation import Evaluator
 from segdcn.models import DeepLab, sampling_layers
 from segdcn.models.contract import giving_logits
-from segdcn.models.folding import folded
 from segdcn.runs.checkpoint import GROUPS
 from segdcn.runs.figures import COUNTS_FILE, write_figures
 from segdcn.training.base import Task
@@ -121,8 +120,7 @@ class SegmentationTask(Task):
 
     def evaluate(self, batch: Batch) -> None:
         """Predict and count a batch, and its loss."""
-        image = self._laid_out(batch["image"])
-        logits, label = self.evaluator.update(folded(self.network), {**batch, "image": image})
+        logits, label = self.evaluator.update(self.network, {**batch, "image": self._laid_out(batch["image"])})
         # image by image, weighted by labelled pixels: a loss that weighs or chooses pixels depends on what it is given
         # together, and the figure must not depend on how many images a batch holds
         for n in range(len(label)):
@@ -148,7 +146,7 @@ class SegmentationTask(Task):
         whatever the protocol.
         """
         image = data.eval_transform(sample.image, sample.label)[0][None].to(self.device)
-        prediction = self.evaluator.inference(self.network, image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        prediction = self.evaluator.logits(self.network, image).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         names, palette = [str(one) for one in data.dataset.class_names], data.dataset.palette
         yield "", comparison_panel(sample.image, sample.label, prediction, names, palette, sample.name)
         if sampling_layers(self.network):

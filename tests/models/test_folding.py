@@ -1,16 +1,25 @@
 """Batch norms as parts of convolutions: the same function, and nothing changed that somebody else holds."""
 
+import gc
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
+from torchvision.ops.misc import Conv2dNormActivation
 
 from segdcn.data.transforms import EvalTransform
 from segdcn.inference.predictor import Predictor
 from segdcn.models import Deform, build_deeplab, deformable_layers
+from segdcn.models.backbones import MobileNetV2
 from segdcn.models.folding import folded
 from segdcn.models.frozen import ConstantBatchNorm2d
 
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).double()
+EXPANSION, CONV, NORM = "backbone.features.5.conv.0", "backbone.features.5.conv.0.0", "backbone.features.5.conv.0.1"
 
 
 def light(deform: Deform = Deform(), frozen_stages: int = 1) -> nn.Module:  # noqa: B008
@@ -19,18 +28,31 @@ def light(deform: Deform = Deform(), frozen_stages: int = 1) -> nn.Module:  # no
     network = build_deeplab(5, "mobilenet_v2", "fpn", None, None, deform, frozen_stages=frozen_stages)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d | ConstantBatchNorm2d):
-            state = module.state_dict()
-            for name in ("running_mean", "bias"):
-                nn.init.normal_(state[name], std=0.2)
-            for name in ("running_var", "weight"):
-                nn.init.uniform_(state[name], 0.5, 1.5)
+            randomised(module)
     for layer in deformable_layers(network).values():
         nn.init.normal_(layer.offset.weight, std=0.05)
     return network.double().eval()
 
 
+def randomised(norm: nn.Module) -> nn.Module:
+    for name, values in norm.state_dict().items():
+        if name in ("running_mean", "bias"):
+            nn.init.normal_(values, std=0.2)
+        elif name in ("running_var", "weight"):
+            nn.init.uniform_(values, 0.5, 1.5)
+    return norm.double().eval()
+
+
 def norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d | ConstantBatchNorm2d) for module in network.modules())
+
+
+def assert_same(network: nn.Module, left: int) -> None:
+    """The same function, with so many norms left beside that of the pyramid, which follows a sum."""
+    with torch.inference_mode():
+        twin = folded(network)
+        torch.testing.assert_close(twin(IMAGE), network(IMAGE), rtol=1e-9, atol=1e-12)
+    assert norms(twin) == 1 + left
 
 
 @pytest.mark.parametrize(
@@ -41,11 +63,31 @@ def norms(network: nn.Module) -> int:
 @pytest.mark.parametrize("frozen_stages", [0, 2])
 def test_it_computes_the_same(deform: Deform, frozen_stages: int) -> None:
     network = light(deform, frozen_stages)
-    with torch.inference_mode():
-        twin = folded(network)
-        torch.testing.assert_close(twin(IMAGE), network(IMAGE), rtol=1e-9, atol=1e-12)
-    assert norms(twin) == 1  # that of the pyramid, which follows a sum
-    assert list(dict(twin.named_modules())) == list(dict(network.named_modules()))
+    assert_same(network, left=0)
+    assert list(dict(folded(network).named_modules())) == list(dict(network.named_modules()))
+
+
+def test_constant_norms_are_folded_in_training_mode_too() -> None:
+    network = light(frozen_stages=2)
+    constant = sum(isinstance(module, ConstantBatchNorm2d) for module in network.modules())
+    assert norms(network) - norms(folded(network.train())) == constant > 0
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_convolution_with_a_bias_and_a_norm_without(affine: bool) -> None:
+    network = light()
+    pair = Conv2dNormActivation(32, 192, 1, norm_layer=None, activation_layer=None, bias=True)
+    pair.append(randomised(nn.BatchNorm2d(192, affine=affine, eps=0.1)))
+    network.set_submodule(EXPANSION, pair.double())
+    assert_same(network, left=0)
+
+
+def test_half_precision_is_rounded_once() -> None:
+    halved = light().bfloat16()
+    same = light().float()
+    same.load_state_dict(halved.state_dict())
+    own, exact = (folded(network).get_submodule(CONV).get_parameter("weight") for network in (halved, same))
+    assert torch.equal(own, exact.bfloat16())
 
 
 def test_the_network_stays_as_it_is() -> None:
@@ -59,51 +101,112 @@ def test_the_network_stays_as_it_is() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_what_a_hook_watches_is_computed() -> None:
+def test_nothing_is_left_behind() -> None:
+    """Without the collector of cycles too: each image has a twin of its own."""
     network = light()
-    conv, norm = network.get_submodule("backbone.features.5.conv.0.0"), network.get_submodule("head.fuse.1")
+    gc.disable()
+    try:
+        conv = weakref.ref(folded(network).get_submodule(CONV))
+        assert conv() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("name", [CONV, NORM, EXPANSION])
+def test_what_a_hook_watches_is_computed(name: str, kind: str) -> None:
+    network = light()
     seen: list[Tensor] = []
-    handles = [module.register_forward_hook(lambda _, __, output: seen.append(output)) for module in (conv, norm)]
-    twin = folded(network)
-    assert norms(twin) == 3
-    network(IMAGE)
-    twin(IMAGE)
-    for own, other in zip(seen[:2], seen[2:], strict=True):
-        torch.testing.assert_close(own, other)
-    for handle in handles:
-        handle.remove()
-    assert norms(folded(network)) == 1
+    handle = getattr(network.get_submodule(name), kind)(lambda *values: seen.append(values[-1]))
+    assert_same(network, left=1)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], seen[1])
+    handle.remove()
+    assert_same(network, left=0)
 
 
-def test_batch_statistics_and_subclasses_are_left() -> None:
-    class Doubled(nn.BatchNorm2d):
-        def forward(self, input: Tensor) -> Tensor:
-            return 2 * super().forward(input)
+class Tapped(Conv2dNormActivation):
+    """Gives what lies between, as a network of somebody else's may."""
 
+    def forward(self, image: Tensor) -> Tensor:
+        between: Tensor = self[0](image)
+        return between
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Halved(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+def of_statistics(network: nn.Module) -> None:
+    network.set_submodule(NORM, nn.BatchNorm2d(192, track_running_stats=False).double().eval())
+
+
+def learning(network: nn.Module) -> None:
+    network.get_submodule(NORM).train()
+
+
+def patched(network: nn.Module) -> None:
+    conv = network.get_submodule(CONV)
+    forward = conv.forward
+    conv.forward = lambda image: -forward(image)  # type: ignore[method-assign]
+
+
+def pruned(network: nn.Module) -> None:
+    prune.l1_unstructured(network.get_submodule(CONV), "weight", 0.5)
+
+
+def of_a_buffer(network: nn.Module) -> None:
+    conv = network.get_submodule(CONV)
+    weight = conv.get_parameter("weight").detach()
+    del conv.weight
+    conv.register_buffer("weight", weight)
+
+
+CHANGES: dict[str, Callable[[nn.Module], object]] = {
+    "a norm of the batch's statistics": of_statistics,
+    "a norm that learns": learning,
+    "a forward of somebody's own": patched,
+    "a pruned weight": pruned,
+    "a weight that is a buffer": of_a_buffer,
+    "a parametrised weight": lambda network: weight_norm(network.get_submodule(CONV)),
+    "another norm": lambda network: network.set_submodule(NORM, randomised(Doubled(192))),
+    "another convolution": lambda network: network.set_submodule(CONV, Halved(32, 192, 1).double()),
+    "another block": lambda network: network.set_submodule(EXPANSION, Tapped(32, 192, 1).double().eval()),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES.values()), ids=list(CHANGES))
+def test_what_may_compute_something_else_is_left(change: Callable[[nn.Module], object]) -> None:
     network = light()
-    network.get_submodule("head.fuse.1").train()
-    without = nn.BatchNorm2d(64, track_running_stats=False)
-    network.set_submodule("backbone.features.7.conv.3", without.double().eval())
-    network.set_submodule("backbone.features.5.conv.3", Doubled(32).double().eval())
-    twin = folded(network)
-    assert norms(twin) == 4
-    torch.testing.assert_close(twin(IMAGE), network(IMAGE), rtol=1e-9, atol=1e-12)
+    change(network)
+    names = list(network.state_dict())
+    assert_same(network, left=1)
+    assert list(network.state_dict()) == names
 
 
 def test_a_network_of_somebody_else_is_left() -> None:
-    """It may look at what lies between its layers."""
+    class Tapping(MobileNetV2):
+        pass
 
-    class Tapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-
-        def forward(self, image: Tensor) -> Tensor:
-            between: Tensor = self.layers[0](image)
-            return between
-
-    network = Tapped().eval()
-    assert folded(network) is network
+    network = light()
+    backbone = network.get_submodule("backbone")
+    backbone.__class__ = Tapping
+    head = 1  # the norm of the head's convolution
+    assert norms(network) - norms(folded(network)) == head
+    tapped = Tapped(3, 8)
+    assert folded(tapped) is tapped
+    compiled = torch.compile(light(), backend="eager")
+    names = list(compiled.state_dict())
+    assert folded(compiled) is compiled
+    assert list(compiled.state_dict()) == names
+    elsewhere = light().to("meta")
+    assert folded(elsewhere) is elsewhere
 
 
 def test_a_prediction_follows_the_weights() -> None:
