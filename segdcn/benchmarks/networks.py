@@ -62,7 +62,7 @@ def light_networks(repeats: int, device: str, dtype: torch.dtype) -> list[dict[s
     image = torch.randn(LIGHT_EVALUATED, device=device).contiguous(memory_format=torch.channels_last)
     calls = {
         "batch norms by themselves": lambda: network(image),
-        "batch norms folded": lambda: folded(network)(image),
+        "batch norms folded": lambda: folded(network, image.shape[2:])(image),
     }
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         return rows + _light_rows("Evaluation", calls, image, repeats)

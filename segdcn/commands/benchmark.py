@@ -126,8 +126,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         nargs="*",
         metavar="conv|aggregate|pool|step|light|runtimes|internimage|data",
         help="what to time: convolutions, aggregations, RoI poolings, a training step (these four by default); one of "
-        "light networks for CPUs, and their evaluation; DeepLabv3, or UperNet on InternImage-T, under PyTorch, onnxruntime and OpenVINO; "
-        "loading of images",
+        "light networks for CPUs, and their evaluation; DeepLabv3, or UperNet on InternImage-T, under PyTorch, "
+        "onnxruntime and OpenVINO; loading of images",
     )
     parser.add_argument("--repeats", type=int, default=7, help="rounds after one to warm up (default: 7)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")

@@ -90,7 +90,7 @@ class Evaluator(nn.Module):
 
     def logits(self, network: nn.Module, image: Tensor) -> Tensor:
         """Those (N, K, H, W) of images (N, 3, H, W) by the inference that was chosen."""
-        return self.inference(folded(network), image)
+        return self.inference(folded(network, image.shape[2:]), image)
 
     def update(self, network: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Evaluate a batch {"image" (N, 3, H, W), "label" (N, H, W), "name", "index"}.

@@ -137,13 +137,13 @@ class Predictor:
         inference = self._inference_for(*pixels.shape[:2])
         kept: npt.NDArray[np.float32] | None = None
         with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-            network = folded(self.network)
             if not probabilities and inference.window is not None and inference.single_run:
                 # normalised window by window: of the whole image that would take eight times its pixels
                 stored = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device)
-                classes = slide_classes(partial(self._normalised, network), stored, inference.window, inference.steps)
+                windows = partial(self._normalised, folded(self.network, pixels.shape[:2]))
+                classes = slide_classes(windows, stored, inference.window, inference.steps)
             else:
-                logits = self._logits(network, pixels, inference, probabilities)
+                logits = self._logits(pixels, inference, probabilities)
                 classes = logits.argmax(dim=1).to(torch.uint8)
                 kept = _softmax(logits) if probabilities else None
             labels = classes[0].cpu().numpy()
@@ -152,7 +152,7 @@ class Predictor:
             if kept is not None:
                 return kept
             with torch.inference_mode(), _one_line_when_memory_ends(pixels):
-                return _softmax(self._logits(folded(self.network), pixels, inference, probabilities=True))
+                return _softmax(self._logits(pixels, inference, probabilities=True))
 
         return Prediction(pixels, labels, self.class_names, self.palette, str(inference), compute)
 
@@ -176,9 +176,7 @@ class Predictor:
         logits: Tensor = network(self.batch(pixels))
         return logits
 
-    def _logits(
-        self, network: nn.Module, pixels: npt.NDArray[np.uint8], inference: Inference, probabilities: bool
-    ) -> Tensor:
+    def _logits(self, pixels: npt.NDArray[np.uint8], inference: Inference, probabilities: bool) -> Tensor:
         """Logits (1, K, H, W) of the whole image at once; ValueError where they would not fit the memory."""
         height, width = pixels.shape[:2]
         if inference.window is not None:  # else the image is small enough
@@ -190,7 +188,7 @@ class Predictor:
                     f"too large: {width}×{height} pixels need about {needed / 1e9:.1f} GB for all classes' maps,"
                     f" {free / 1e9:.1f} GB are free: leave out probabilities, scales and flip"
                 )
-        logits: Tensor = inference(network, self.batch(pixels))
+        logits: Tensor = inference(folded(self.network, (height, width)), self.batch(pixels))
         return logits
 
     def batch(self, pixels: npt.NDArray[np.uint8]) -> Tensor:

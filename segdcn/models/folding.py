@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -20,17 +22,21 @@ M = TypeVar("M", bound=nn.Module)
 
 PARTS = (MobileNetV2, FPNHead)  # the light ones: beside a ResNet's convolutions its norms cost little
 KNOWN = ("segdcn.", "torchvision.", "torch.nn.modules.")
+LEAST_PIXELS = 2**17
 
 
-def folded(network: nn.Module) -> nn.Module:
+def folded(network: nn.Module, size: Sequence[int]) -> nn.Module:
     """What computes the same as ``network`` in evaluation mode, but for rounding, with fewer passes over the maps.
 
     On a CPU, a batch norm that follows a convolution in an ``nn.Sequential`` of one of ``PARTS`` is multiplied into its
     weights. Left are norms that take the batch's statistics, and modules with hooks or of somebody else, who may look
     at what lies between. ``network`` stays as it is; all else is shared with it, offset branches too. It is made anew
-    for each call, since weights may change: some 5 ms, which small images do not win back.
+    for each call, since weights may change: some 7 ms, which small images do not win back, so that for these it is
+    ``network`` itself.
+
+    size: (H, W) of the image.
     """
-    if any(parameter.device.type != "cpu" for parameter in network.parameters()):
+    if math.prod(size) < LEAST_PIXELS or any(parameter.device.type != "cpu" for parameter in network.parameters()):
         return network
     return _folded(network, within=False)
 
@@ -92,12 +98,9 @@ def _fused(conv: Conv, norm: Norm) -> Conv:
     if norm.bias is not None:
         bias = bias + norm.bias
     weight = conv.weight * factor[:, None, None, None]
-    parameters = {
-        name: nn.Parameter(values.to(dtype), requires_grad=False)
-        for name, values in (("weight", weight), ("bias", bias))
-    }
-    if type(conv) is nn.Conv2d and conv.kernel_size == (1, 1):
-        # A 1x1 kernel has nothing to dilate. With one thread PyTorch adds a bias in a pass of its own, but for dilated
-        # convolutions, which it leaves to oneDNN.
-        return _with(conv, _parameters=parameters, dilation=(2, 2))
+    parameters = {"weight": _constant(weight.to(dtype)), "bias": _constant(bias.to(dtype))}
     return _with(conv, _parameters=parameters)
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)

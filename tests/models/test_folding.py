@@ -18,6 +18,7 @@ from segdcn.models.backbones import MobileNetV2
 from segdcn.models.folding import folded
 from segdcn.models.frozen import ConstantBatchNorm2d
 
+LARGE = (720, 960)
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)).double()
 EXPANSION, CONV, NORM = "backbone.features.5.conv.0", "backbone.features.5.conv.0.0", "backbone.features.5.conv.0.1"
 
@@ -50,7 +51,7 @@ def norms(network: nn.Module) -> int:
 def assert_same(network: nn.Module, left: int) -> None:
     """The same function, with so many norms left beside that of the pyramid, which follows a sum."""
     with torch.inference_mode():
-        twin = folded(network)
+        twin = folded(network, LARGE)
         torch.testing.assert_close(twin(IMAGE), network(IMAGE), rtol=1e-9, atol=1e-12)
     assert norms(twin) == 1 + left
 
@@ -64,13 +65,13 @@ def assert_same(network: nn.Module, left: int) -> None:
 def test_it_computes_the_same(deform: Deform, frozen_stages: int) -> None:
     network = light(deform, frozen_stages)
     assert_same(network, left=0)
-    assert list(dict(folded(network).named_modules())) == list(dict(network.named_modules()))
+    assert list(dict(folded(network, LARGE).named_modules())) == list(dict(network.named_modules()))
 
 
 def test_constant_norms_are_folded_in_training_mode_too() -> None:
     network = light(frozen_stages=2)
     constant = sum(isinstance(module, ConstantBatchNorm2d) for module in network.modules())
-    assert norms(network) - norms(folded(network.train())) == constant > 0
+    assert norms(network) - norms(folded(network.train(), LARGE)) == constant > 0
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -86,14 +87,14 @@ def test_half_precision_is_rounded_once() -> None:
     halved = light().bfloat16()
     same = light().float()
     same.load_state_dict(halved.state_dict())
-    own, exact = (folded(network).get_submodule(CONV).get_parameter("weight") for network in (halved, same))
+    own, exact = (folded(network, LARGE).get_submodule(CONV).get_parameter("weight") for network in (halved, same))
     assert torch.equal(own, exact.bfloat16())
 
 
 def test_the_network_stays_as_it_is() -> None:
     network = light()
     before, result = {name: value.clone() for name, value in network.state_dict().items()}, network(IMAGE)
-    folded(network)(IMAGE)
+    folded(network, LARGE)(IMAGE)
     after = network.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -106,7 +107,7 @@ def test_nothing_is_left_behind() -> None:
     network = light()
     gc.disable()
     try:
-        conv = weakref.ref(folded(network).get_submodule(CONV))
+        conv = weakref.ref(folded(network, LARGE).get_submodule(CONV))
         assert conv() is None
     finally:
         gc.enable()
@@ -198,18 +199,24 @@ def test_a_network_of_somebody_else_is_left() -> None:
     backbone = network.get_submodule("backbone")
     backbone.__class__ = Tapping
     head = 1  # the norm of the head's convolution
-    assert norms(network) - norms(folded(network)) == head
+    assert norms(network) - norms(folded(network, LARGE)) == head
     tapped = Tapped(3, 8)
-    assert folded(tapped) is tapped
+    assert folded(tapped, LARGE) is tapped
     compiled = torch.compile(light(), backend="eager")
     names = list(compiled.state_dict())
-    assert folded(compiled) is compiled
+    assert folded(compiled, LARGE) is compiled
     assert list(compiled.state_dict()) == names
     elsewhere = light().to("meta")
-    assert folded(elsewhere) is elsewhere
+    assert folded(elsewhere, LARGE) is elsewhere
 
 
-def test_a_prediction_follows_the_weights() -> None:
+def test_for_a_small_image_it_would_take_longer() -> None:
+    network = light()
+    assert folded(network, (240, 320)) is network
+
+
+def test_a_prediction_follows_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segdcn.models.folding.LEAST_PIXELS", 0)
     network = light().float()
     predictor = Predictor(network, list("abcde"), [(0, 0, 0)] * 5, EvalTransform([0.0] * 3, [1.0] * 3))
     pixels = (IMAGE[0] * 60 + 128).clamp(0, 255).to(torch.uint8)
