@@ -16,6 +16,7 @@ from segdcn.commands.console import console_script
 from segdcn.commands.dispatch import kind_of
 from segdcn.commands.kinds import check_kinds
 from segdcn.commands.recipes import run_name
+from segdcn.data.memory import keep_freed_memory
 from segdcn.drawing.decoration import decoration
 from segdcn.errors import UserError
 from segdcn.runs.distributed import die_with_parent, is_first
@@ -32,7 +33,6 @@ def main(config: DictConfig) -> float:
     from segdcn.commands.build import quiet_libraries
     from segdcn.commands.resume import resumed
     from segdcn.commands.run_folder import in_run_folder
-    from segdcn.data.memory import keep_freed_memory
 
     die_with_parent()
     keep_freed_memory()

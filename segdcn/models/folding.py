@@ -9,6 +9,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from segdcn.models.backbones import MobileNetV2
 from segdcn.models.frozen import ConstantBatchNorm2d
@@ -70,37 +71,21 @@ def _is_watched(module: nn.Module) -> bool:
     return bool(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
 
 
-def _is_conv(module: nn.Module | None) -> TypeGuard[Conv]:
+def _is_conv(module: Any) -> TypeGuard[Conv]:
     # a parametrised weight makes a class of its own; what prunes or quantises may keep it as a buffer
-    if not isinstance(module, Conv) or type(module) not in (nn.Conv2d, DeformConv2d):
-        return False
-    return not (_is_watched(module) or module._buffers)
+    return type(module) in (nn.Conv2d, DeformConv2d) and not (_is_watched(module) or module._buffers)
 
 
-def _is_norm(module: nn.Module | None) -> TypeGuard[Norm]:
-    if not isinstance(module, Norm) or type(module) not in (nn.BatchNorm2d, ConstantBatchNorm2d):
+def _is_norm(module: Any) -> TypeGuard[Norm]:
+    if type(module) is nn.BatchNorm2d and (module.training or module.running_var is None):
         return False
-    if isinstance(module, nn.BatchNorm2d) and (module.training or module.running_var is None):
-        return False
-    return not _is_watched(module)
+    return type(module) in (nn.BatchNorm2d, ConstantBatchNorm2d) and not _is_watched(module)
 
 
 @torch.no_grad()
 def _fused(conv: Conv, norm: Norm) -> Conv:
-    """One convolution that computes what the two do in turn."""
-    dtype = conv.weight.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    factor = (variance.to(wide) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        factor = factor * norm.weight
-    bias = (-mean if conv.bias is None else conv.bias - mean) * factor
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    weight = conv.weight * factor[:, None, None, None]
-    parameters = {"weight": _constant(weight.to(dtype)), "bias": _constant(bias.to(dtype))}
-    return _with(conv, _parameters=parameters)
-
-
-def _constant(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values, requires_grad=False)
+    """One convolution that computes what the two do in turn; in half precision it is rounded once, at the end."""
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    mean, variance = cast(Tensor, norm.running_mean).to(wide), cast(Tensor, norm.running_var).to(wide)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    return _with(conv, _parameters={"weight": weight, "bias": bias})
