@@ -7,8 +7,9 @@ outline around it, wherever that lies: geometry is what there is to learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -29,11 +30,36 @@ DARK, BRIGHT = (20.0, 100.0), (130.0, 230.0)  # levels of background and objects
 OneSample = TypeVar("OneSample")
 
 
+class DrawnWhenAsked(Sequence[OneSample]):
+    """``size`` samples, each of which ``draw`` makes when it is first asked for, and which is then kept in memory."""
+
+    def __init__(self, size: int, draw: Callable[[int], OneSample]) -> None:
+        self._numbers, self._draw = range(size), draw
+        self._kept: dict[int, OneSample] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> OneSample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[OneSample]: ...
+
+    def __getitem__(self, index: int | slice) -> OneSample | list[OneSample]:
+        if isinstance(index, slice):
+            return [self[number] for number in self._numbers[index]]
+        number = self._numbers[index]
+        if number not in self._kept:
+            self._kept[number] = self._draw(number)
+        return self._kept[number]
+
+
 class Generated(Generic[OneSample]):
     """Splits of images that are drawn, of which a subclass draws each.
 
     Their random streams are their own, (seed, split, index), so they have no image in common and the first images of a
-    split stay the same whatever the split's size. Drawn once and then kept in memory.
+    split stay the same whatever the split's size.
 
     name: of the data set, for messages.
     """
@@ -49,16 +75,18 @@ class Generated(Generic[OneSample]):
             )
         self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
         self.seed = seed
-        self._samples: dict[str, list[OneSample]] = {}
+        self._splits = {
+            split: DrawnWhenAsked(size, partial(self._drawn, split)) for split, size in self.sizes.items()
+        }
 
     def split(self, name: str) -> Sequence[OneSample]:
         """The samples of ``train``, ``val`` or ``test``."""
         if name not in SPLITS:
             raise UserError(f"{self.name} has the splits {', '.join(SPLITS)}, not {name!r}")
-        if name not in self._samples:
-            generators = (np.random.default_rng((self.seed, SPLITS.index(name), n)) for n in range(self.sizes[name]))
-            self._samples[name] = [self._draw(rng, f"{name}_{n:04d}") for n, rng in enumerate(generators)]
-        return self._samples[name]
+        return self._splits[name]
+
+    def _drawn(self, split: str, number: int) -> OneSample:
+        return self._draw(np.random.default_rng((self.seed, SPLITS.index(split), number)), f"{split}_{number:04d}")
 
     def _draw(self, rng: np.random.Generator, name: str) -> OneSample:
         raise NotImplementedError

@@ -129,3 +129,16 @@ def test_colour_and_contrast_do_not_tell_the_class(drawn: Drawn) -> None:
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="train, val, test, not 'validation'"):
         Shapes(1, 1, 1).split("validation")
+
+
+def test_an_image_is_drawn_when_it_is_read_and_then_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: list[Any] = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: streams.append(seed) or make(seed))
+    val = Shapes(seed=7).split("val")
+    assert (len(val), streams) == (400, [])
+    assert val[-1] is val[399]
+    assert [sample.name for sample in val[3:5]] == ["val_0003", "val_0004"]
+    assert streams == [(7, 1, 399), (7, 1, 3), (7, 1, 4)]
+    with pytest.raises(IndexError):
+        val[400]
