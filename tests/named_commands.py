@@ -66,7 +66,7 @@ def _jobs(program: str, arguments: list[str]) -> list[list[str]]:
     """The overrides of each run that a command starts, as Hydra is given them."""
     overrides = [argument for argument in readable(arguments) if argument != "-m"]
     assert not [argument for argument in overrides if argument.startswith("-")]
-    if "-m" in arguments:
+    if "-m" in arguments or any(argument.startswith("sweep=") for argument in arguments):
         parser = OverridesParser.create()
         for number, override in enumerate(parser.parse_overrides(overrides)):
             if isinstance(interval := override.value(), IntervalSweep):  # of which a search chooses, a grid cannot

@@ -75,9 +75,7 @@ class Generated(Generic[OneSample]):
             )
         self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
         self.seed = seed
-        self._splits = {
-            split: DrawnWhenAsked(size, partial(self._drawn, split)) for split, size in self.sizes.items()
-        }
+        self._splits = {split: DrawnWhenAsked(size, partial(self._drawn, split)) for split, size in self.sizes.items()}
 
     def split(self, name: str) -> Sequence[OneSample]:
         """The samples of ``train``, ``val`` or ``test``."""
