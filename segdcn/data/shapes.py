@@ -35,7 +35,7 @@ class DrawnWhenAsked(Sequence[OneSample]):
 
     def __init__(self, size: int, draw: Callable[[int], OneSample]) -> None:
         self._numbers, self._draw = range(size), draw
-        self._kept: dict[int, OneSample] = {}
+        self._kept: dict[int, OneSample] = {}  # functools.cache could not be sent to a loading process
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -73,9 +73,9 @@ class Generated(Generic[OneSample]):
                 "train_images, val_images, test_images and seed must be at least 0, got"
                 f" {train_images}, {val_images}, {test_images} and {seed}"
             )
-        self.sizes = dict(zip(SPLITS, (train_images, val_images, test_images), strict=True))
         self.seed = seed
-        self._splits = {split: DrawnWhenAsked(size, partial(self._drawn, split)) for split, size in self.sizes.items()}
+        sizes = zip(SPLITS, (train_images, val_images, test_images), strict=True)
+        self._splits = {split: DrawnWhenAsked(size, partial(self._drawn, split)) for split, size in sizes}
 
     def split(self, name: str) -> Sequence[OneSample]:
         """The samples of ``train``, ``val`` or ``test``."""
